@@ -43,8 +43,10 @@ class Timeouts(Section):
 
     start_s: Seconds = 120.0
     """Starting a guest."""
-    reset_s: Seconds = 300.0
-    """A clean guest plus the task's setup."""
+    reset_s: Seconds = 120.0
+    """A clean guest in place of a used one."""
+    setup_s: Seconds = 300.0
+    """The task's setup steps and the wait for quiet pixels after them."""
     step_s: Seconds = 120.0
     """One step: its actions and the wait for quiet pixels."""
     evaluate_s: Seconds = 300.0

@@ -22,6 +22,7 @@ class ProblemCode(StrEnum):
     """The machine-readable name of a failure (the `code` of a problem+json body)."""
 
     UNAUTHORIZED = "unauthorized"
+    FORBIDDEN = "forbidden"
     INVALID_REQUEST = "invalid_request"
     INVALID_TASK = "invalid_task"
     INVALID_ACTION = "invalid_action"
@@ -31,8 +32,11 @@ class ProblemCode(StrEnum):
     SEQ_CONFLICT = "seq_conflict"
     NOT_READY = "not_ready"
     PAYLOAD_TOO_LARGE = "payload_too_large"
+    REQUEST_TIMEOUT = "request_timeout"
     START_FAILED = "start_failed"
     RESET_FAILED = "reset_failed"
+    SETUP_FAILED = "setup_failed"
+    STEP_TIMEOUT = "step_timeout"
     DESKTOP_LOST = "desktop_lost"
     EVALUATOR_FAILED = "evaluator_failed"
     EVALUATOR_TIMEOUT = "evaluator_timeout"
@@ -43,6 +47,7 @@ class ProblemCode(StrEnum):
 # code → (HTTP status, fault, may the same call be sent again?)
 _TRAITS: dict[ProblemCode, tuple[int, Fault, bool]] = {
     ProblemCode.UNAUTHORIZED: (401, Fault.CLIENT, False),
+    ProblemCode.FORBIDDEN: (403, Fault.CLIENT, False),
     ProblemCode.INVALID_REQUEST: (422, Fault.CLIENT, False),
     ProblemCode.INVALID_TASK: (422, Fault.CLIENT, False),
     ProblemCode.INVALID_ACTION: (422, Fault.CLIENT, False),
@@ -52,8 +57,11 @@ _TRAITS: dict[ProblemCode, tuple[int, Fault, bool]] = {
     ProblemCode.SEQ_CONFLICT: (409, Fault.CLIENT, False),
     ProblemCode.NOT_READY: (409, Fault.CLIENT, True),
     ProblemCode.PAYLOAD_TOO_LARGE: (413, Fault.CLIENT, False),
+    ProblemCode.REQUEST_TIMEOUT: (408, Fault.CLIENT, True),
     ProblemCode.START_FAILED: (503, Fault.ENVIRONMENT, True),
     ProblemCode.RESET_FAILED: (502, Fault.ENVIRONMENT, True),
+    ProblemCode.SETUP_FAILED: (502, Fault.ENVIRONMENT, True),
+    ProblemCode.STEP_TIMEOUT: (504, Fault.ENVIRONMENT, False),
     ProblemCode.DESKTOP_LOST: (502, Fault.ENVIRONMENT, False),
     ProblemCode.EVALUATOR_FAILED: (502, Fault.ENVIRONMENT, False),
     ProblemCode.EVALUATOR_TIMEOUT: (504, Fault.ENVIRONMENT, False),

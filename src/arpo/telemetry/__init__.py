@@ -1,0 +1,1 @@
+"""What the parts measure about themselves."""
