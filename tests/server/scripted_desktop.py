@@ -42,6 +42,7 @@ class Script:
     execute: Callable[[ScriptedDesktop], object] = lambda desktop: None
     evaluate: Callable[[ScriptedDesktop], object] = lambda desktop: 1.0
     start: Callable[[int], object] = lambda count: None
+    clean: Callable[[ScriptedDesktop], object] = lambda desktop: None
     screen: Callable[[int], bytes] = picture
     started: int = 0
     closed: int = 0
@@ -65,6 +66,9 @@ class ScriptedDesktop:
         self.number = number
         self.open = True
         self.actions = 0
+
+    async def clean(self) -> None:
+        await _outcome(self.script.clean(self))
 
     async def reset(self, task: Task) -> bytes:
         self.script.resets.append(task.id)
