@@ -43,9 +43,14 @@ class SessionState(StrEnum):
 
 
 class ScreenshotOptions(_Message):
-    """How screenshots are encoded."""
+    """How screenshots are encoded.
 
-    format: Literal["png"] = "png"
+    png and webp show every pixel as it is, webp with a quarter of the bytes; jpeg is blurred and, for most screens,
+    larger than either. quality: of jpeg only.
+    """
+
+    format: Literal["png", "webp", "jpeg"] = "png"
+    quality: Annotated[int, Field(ge=1, le=100)] = 80
     max_width: Annotated[int, Field(ge=64)] | None = None
 
 
@@ -73,24 +78,31 @@ class SessionCreated(_Message):
 
 
 class Screenshot(_Message):
-    """An encoded picture of the screen: width and height in pixels, sha256 of `data` in hex."""
+    """An encoded picture of the screen: width and height in pixels, sha256 of `data` in hex.
 
-    media_type: str = "image/png"
+    `data` is empty in an observation that is `unchanged`: the sha256 names the bytes that the client has.
+    """
+
+    media_type: Literal["image/png", "image/webp", "image/jpeg"] = "image/png"
     width: int
     height: int
     sha256: str
-    data: Blob
+    data: Blob = b""
 
 
 class Observation(_Message):
-    """What the agent sees after a reset or a step: the new picture only, never the history."""
+    """What the agent sees after a reset or a step: the new picture only, never the history.
+
+    unchanged: not a pixel differs from the observation before.
+    """
 
     screenshot: Screenshot
-    a11y: str | None = None
+    unchanged: bool = False
 
 
 class SessionView(_Message):
-    """Reply to `GET /v1/sessions/{id}`. `observation` is there in state ready; `problem` in state failed.
+    """Reply to `GET /v1/sessions/{id}`. `observation`, with its picture, is there in state ready; `problem` in
+    state failed.
 
     `score` is there once an evaluation has ended.
     """
@@ -157,3 +169,48 @@ class Capacity(_Message):
     quarantined: int
     screen: tuple[int, int]
     version: str
+
+
+class SessionSummary(_Message):
+    """A session as operators see it. age_s, idle_s: seconds since its creation and its last request."""
+
+    session_id: str
+    state: SessionState
+    seq: int
+    caller: str
+    client_id: str
+    task_id: str
+    desktop: int | None
+    age_s: float
+    idle_s: float
+    idle_timeout_s: float
+    score: float | None = None
+    problem: Problem | None = None
+
+
+class SessionList(_Message):
+    """Reply to `GET /v1/sessions`: the caller's own, everybody's for an admin; closed ones are left out."""
+
+    sessions: list[SessionSummary]
+
+
+class DesktopStatus(_Message):
+    """A place for one desktop. strikes: failures in a row; reason: of the last one."""
+
+    index: int
+    state: str
+    strikes: int
+    reason: str
+    session_id: str | None = None
+
+
+class PoolStatus(_Message):
+    """Reply to `GET /v1/pool`."""
+
+    desktops: list[DesktopStatus]
+
+
+class ResetPool(_Message):
+    """Body of `POST /v1/pool/reset`. sessions: end the sessions, too, instead of waiting for their ends."""
+
+    sessions: bool = False

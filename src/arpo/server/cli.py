@@ -41,7 +41,6 @@ log = logging.getLogger("arpo.server")
 console = Console(stderr=True, highlight=False, soft_wrap=True)
 
 _DEFAULTS = Timeouts()
-_MARGIN_S = 10.0
 
 
 class Sandbox(StrEnum):
@@ -69,7 +68,6 @@ class Options:
     port: int
     token_file: Path
     settings: ServerSettings
-    timeouts: Timeouts
     sandbox: Sandbox
     url_file: Path | None
     exit_with: int | None
@@ -98,11 +96,21 @@ def serve(
     token_file: Annotated[
         Path | None,
         typer.Option(
-            help="Bearer tokens, one a line, all valid; read again when it changes. Made (mode 0600) when it is "
-            "missing. Default: ~/.config/arpo/env-server.token",
+            help="Bearer tokens: `<token> [scopes] [name]`, one a line, all valid; read again when it changes. Made "
+            "(mode 0600) when it is missing. Default: ~/.config/arpo/env-server.token",
         ),
     ] = None,
-    capacity: Annotated[int, typer.Option(min=1, help="How many desktops to keep running.")] = 1,
+    capacity: Annotated[int, typer.Option(min=1, help="How many desktops can be leased at once.")] = 1,
+    spares: Annotated[
+        int,
+        typer.Option(
+            min=0, help="Clean desktops kept besides, so that a lease need not wait for a cleaning."
+        ),
+    ] = 0,
+    sessions_per_token: Annotated[
+        int | None,
+        typer.Option(min=1, help="Sessions that one token (or name) may have at once. Default: no limit."),
+    ] = None,
     screen: Annotated[str, typer.Option(metavar="WxH", help="Screen size in pixels.")] = "1280x720",
     sandbox: Annotated[
         Sandbox,
@@ -112,14 +120,23 @@ def serve(
         float, typer.Option(min=0.1, help="Seconds for starting a desktop.")
     ] = _DEFAULTS.start_s,
     reset_timeout_s: Annotated[
-        float, typer.Option(min=0.1, help="Seconds for a clean desktop and a task's setup.")
+        float, typer.Option(min=0.1, help="Seconds for getting a used desktop clean.")
     ] = _DEFAULTS.reset_s,
+    setup_timeout_s: Annotated[
+        float, typer.Option(min=0.1, help="Seconds for a task's setup.")
+    ] = _DEFAULTS.setup_s,
     step_timeout_s: Annotated[
         float, typer.Option(min=0.1, help="Seconds for a step and the quiet after it.")
     ] = _DEFAULTS.step_s,
     evaluate_timeout_s: Annotated[
         float, typer.Option(min=0.1, help="Seconds for a task's evaluators.")
     ] = _DEFAULTS.evaluate_s,
+    drain_s: Annotated[
+        float,
+        typer.Option(
+            min=0, help="Seconds that running steps and evaluations get when the server is stopped."
+        ),
+    ] = 20.0,
     url_file: Annotated[
         Path | None, typer.Option(help="Write the server's URL here once it accepts connections.")
     ] = None,
@@ -139,6 +156,7 @@ def serve(
     timeouts = Timeouts(
         start_s=start_timeout_s,
         reset_s=reset_timeout_s,
+        setup_s=setup_timeout_s,
         step_s=step_timeout_s,
         evaluate_s=evaluate_timeout_s,
     )
@@ -151,10 +169,12 @@ def serve(
             provider=provider,
             screen=_screen(screen),
             capacity=capacity,
-            timeouts=_outer(timeouts),
+            spares=spares,
+            timeouts=timeouts,
+            sessions_per_caller=sessions_per_token,
+            drain_grace_s=drain_s,
             access_log=log_level is LogLevel.debug,
         ),
-        timeouts=timeouts,
         sandbox=sandbox,
         url_file=url_file,
         exit_with=exit_with,
@@ -183,7 +203,7 @@ async def _serve(options: Options) -> int:
             _closing(provider),
             _closing(EvaluatorPool(min(settings.capacity, os.cpu_count() or 1))) as evaluators,
             running_server(
-                _factory(provider, evaluators, options.timeouts), listener, tokens, settings
+                _factory(provider, evaluators, settings.timeouts), listener, tokens, settings
             ) as server,
         ):
             publish(server.url)
@@ -246,6 +266,7 @@ def _factory(provider: Provider, evaluators: EvaluatorPool, timeouts: Timeouts) 
     limits = DesktopTimeouts(
         start_s=timeouts.start_s,
         reset_s=timeouts.reset_s,
+        setup_s=timeouts.setup_s,
         step_s=timeouts.step_s,
         evaluate_s=timeouts.evaluate_s,
     )
@@ -256,16 +277,6 @@ def _factory(provider: Provider, evaluators: EvaluatorPool, timeouts: Timeouts) 
         return desktop
 
     return start
-
-
-def _outer(limits: Timeouts) -> Timeouts:
-    """The session manager's limits: a little wider than the desktops' own, which know better what was late."""
-    return Timeouts(
-        start_s=limits.start_s + _MARGIN_S,
-        reset_s=limits.start_s + limits.reset_s + _MARGIN_S,  # a lost guest is started again first
-        step_s=limits.step_s + _MARGIN_S,
-        evaluate_s=limits.evaluate_s + _MARGIN_S,
-    )
 
 
 def _screen(text: str) -> tuple[int, int]:

@@ -14,28 +14,37 @@ from starlette.exceptions import HTTPException
 
 from arpo.protocol.codec import PROBLEM_JSON
 from arpo.protocol.problems import Problem, ProblemCode, ProblemError
+from arpo.server.metrics import ServerMetrics
 
-_HTTP_CODES = {404: ProblemCode.NOT_FOUND}
-
-
-def problem_response(
-    error: ProblemError, *, status: int | None = None, headers: Mapping[str, str] | None = None
-) -> Response:
-    """The reply for an error. status: instead of the code's own, where HTTP has a more exact one."""
-    problem = error.problem
-    extra = dict(headers or {})
-    if problem.retry_after_s is not None:
-        extra["Retry-After"] = str(max(1, round(problem.retry_after_s)))
-    if problem.code is ProblemCode.UNAUTHORIZED:
-        extra["WWW-Authenticate"] = "Bearer"
-    # What a client sent may come back in the detail, and JSON texts can hold lone surrogates, which UTF-8
-    # cannot.
-    detail = problem.detail.encode("utf-8", "replace").decode()
-    body = problem.model_copy(update={"detail": detail}).model_dump_json(exclude_none=True)
-    return Response(body, status_code=status or error.status, media_type=PROBLEM_JSON, headers=extra)
+_UNREADABLE_BODY = 400
+"""FastAPI's status for a body that is no JSON at all; ours for that is the one for any invalid request."""
 
 
-def install_error_handlers(app: FastAPI) -> None:
+class ProblemResponses:
+    """Turns errors into replies, and counts them."""
+
+    def __init__(self, metrics: ServerMetrics) -> None:
+        self._metrics = metrics
+
+    def __call__(
+        self, error: ProblemError, *, status: int | None = None, headers: Mapping[str, str] | None = None
+    ) -> Response:
+        """The reply for an error. status: instead of the code's own, where HTTP has a more exact one."""
+        problem = error.problem
+        self._metrics.problem_answered(problem.code.value, problem.fault.value)
+        extra = dict(headers or {})
+        if problem.retry_after_s is not None:
+            extra["Retry-After"] = str(max(1, round(problem.retry_after_s)))
+        if problem.code is ProblemCode.UNAUTHORIZED:
+            extra["WWW-Authenticate"] = "Bearer"
+        # What a client sent may come back in the detail, and JSON texts can hold lone surrogates, which UTF-8
+        # cannot.
+        detail = problem.detail.encode("utf-8", "replace").decode()
+        body = problem.model_copy(update={"detail": detail}).model_dump_json(exclude_none=True)
+        return Response(body, status_code=status or error.status, media_type=PROBLEM_JSON, headers=extra)
+
+
+def install_error_handlers(app: FastAPI, problem_response: ProblemResponses) -> None:
     """Make every error of the application a problem."""
 
     async def on_problem(_: Request, error: Exception) -> Response:
@@ -48,7 +57,9 @@ def install_error_handlers(app: FastAPI) -> None:
 
     async def on_http(_: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)  # noqa: S101
-        code = _HTTP_CODES.get(error.status_code, ProblemCode.INVALID_REQUEST)
+        if error.status_code == _UNREADABLE_BODY:
+            return problem_response(ProblemError(ProblemCode.INVALID_REQUEST, str(error.detail)))
+        code = ProblemCode.NOT_FOUND if error.status_code == 404 else ProblemCode.INVALID_REQUEST
         return problem_response(
             ProblemError(code, str(error.detail)), status=error.status_code, headers=error.headers
         )
@@ -66,26 +77,35 @@ def install_error_handlers(app: FastAPI) -> None:
 
 
 def problem_responses(*codes: ProblemCode) -> dict[int | str, dict[str, Any]]:
-    """OpenAPI's `responses` of a route: the problems it answers with; any other error is one, too."""
-    by_status: dict[int, list[str]] = {}
-    for code in (ProblemCode.UNAUTHORIZED, *codes):
-        by_status.setdefault(ProblemError(code, "").status, []).append(code.value)
-    documented: dict[int | str, dict[str, Any]] = {
-        status: _described(", ".join(names)) for status, names in by_status.items()
+    """OpenAPI's `responses` of a route: every problem it answers with, by status, each with an example."""
+    by_status: dict[int, list[ProblemError]] = {}
+    for code in codes:
+        error = ProblemError(code, "what happened, and what to do", retry_after_s=_example_pause_s(code))
+        by_status.setdefault(error.status, []).append(error)
+    return {status: _described(errors) for status, errors in by_status.items()}
+
+
+def _example_pause_s(code: ProblemCode) -> float | None:
+    return 0.5 if code is ProblemCode.CAPACITY else None
+
+
+def _described(errors: Sequence[ProblemError]) -> dict[str, Any]:
+    examples = {
+        error.code.value: {"value": error.problem.model_dump(mode="json", exclude_none=True)}
+        for error in errors
     }
-    return {**documented, "default": _described("any other error")}
-
-
-def _described(text: str) -> dict[str, Any]:
     schema = {"$ref": f"#/components/schemas/{Problem.__name__}"}
-    return {"description": text, "content": {PROBLEM_JSON: {"schema": schema}}}
+    return {
+        "description": ", ".join(examples),
+        "content": {PROBLEM_JSON: {"schema": schema, "examples": examples}},
+    }
 
 
 def _invalid(errors: Sequence[Any]) -> ProblemError:
     first = errors[0]
     where = [str(part) for part in first["loc"]]
     code = ProblemCode.INVALID_REQUEST
-    if where[:2] == ["body", "actions"] and len(where) > 2:
+    if where[:2] == ["body", "actions"]:
         code = ProblemCode.INVALID_ACTION
     elif where[:2] == ["body", "task"]:
         code = ProblemCode.INVALID_TASK

@@ -14,136 +14,186 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
-import re
-import secrets
 import time
-from collections import OrderedDict
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
-from typing import TypeVar
 
 from arpo.config.sections import Timeouts
-from arpo.desktop.base import Desktop
 from arpo.protocol.actions import TERMINAL, Action, Wait
 from arpo.protocol.messages import (
+    DesktopStatus,
     Observation,
+    PoolStatus,
     SessionCreated,
+    SessionList,
     SessionOptions,
     SessionState,
+    SessionSummary,
     SessionView,
     StepReply,
     StepRequest,
 )
 from arpo.protocol.problems import Fault, ProblemCode, ProblemError
-from arpo.server.pool import DesktopPool, Slot, Verdict
-from arpo.server.screenshots import observe
+from arpo.server.callers import Caller
+from arpo.server.calls import call, score
+from arpo.server.metrics import ServerMetrics, counts
+from arpo.server.pool import DesktopPool, Slot, SlotState, Verdict
+from arpo.server.registry import CreationKey, Entry, Operation, SessionRegistry
+from arpo.server.screenshots import Encoder
 from arpo.server.sessions import OVER, RUNNING, Decision, Session
 from arpo.tasks.model import Task
+from arpo.telemetry.phases import Phases, phase, record
 
 log = logging.getLogger(__name__)
 
-T = TypeVar("T")
-Operation = asyncio.Task[ProblemError | None]
-"""A running desktop call; its result is why it was refused, if it was."""
-
-REMEMBERED = 10_000
-"""Closed sessions that are still told apart from unknown ones."""
 REAPER_TICK_S = 1.0
-
-_SESSION_ID = re.compile(r"[0-9a-f]{8}\.[0-9a-f]{16}")
-
-
-@dataclass(eq=False)
-class _Entry:
-    """A session with what it holds."""
-
-    session: Session
-    slot: Slot | None
-    operation: Operation | None = None
 
 
 @dataclass(eq=False)
 class SessionManager:
     """The sessions of one env-server. Use `running_manager`.
 
-    Methods raise ProblemError. Calls about a session count as a sign of life from its client.
+    Methods raise ProblemError. Calls about a session count as a sign of life from its client. sessions_per_caller:
+    how many live sessions one caller may have; None: as many as there are desktops.
     """
 
     pool: DesktopPool
+    metrics: ServerMetrics
+    sessions_per_caller: int | None
     _timeouts: Timeouts
     _tasks: asyncio.TaskGroup
     _clock: Callable[[], float]
-    # Part of every session id: a session of an earlier life of this server is recognised as lost, not as a
-    # client's mistake.
-    _instance: str = field(default_factory=lambda: secrets.token_hex(4))
     _leases: Iterator[int] = field(default_factory=lambda: itertools.count(1))
-    _open: dict[str, _Entry] = field(default_factory=dict)
-    _closed: OrderedDict[str, _Entry] = field(default_factory=OrderedDict)
+    _sessions: SessionRegistry = field(default_factory=SessionRegistry)
     _draining: bool = False
 
-    def create(self, task: Task, options: SessionOptions) -> SessionCreated:
-        """Lease a desktop and begin its reset; returns at once. Raises capacity or start_failed."""
-        self.check_open()
-        slot = self.pool.lease()
-        session = Session(
-            f"{self._instance}.{secrets.token_hex(8)}", next(self._leases), options, self._clock()
+    def __post_init__(self) -> None:
+        self.metrics.watch(
+            "arpo_sessions",
+            "Sessions by state; closed ones are left out.",
+            "state",
+            lambda: counts(
+                (entry.session.state for entry in self._sessions.open()),
+                [state for state in SessionState if state is not SessionState.CLOSED],
+            ),
         )
-        entry = _Entry(session, slot)
-        self._open[session.id] = entry
-        self._run(entry, self._reset(entry, slot, task))
-        log.info(
-            "session %s: task %s on desktop %d for %r", session.id, task.id, slot.index, options.client_id
+        self.metrics.watch(
+            "arpo_desktops",
+            "Desktops by state.",
+            "state",
+            lambda: counts((desktop.state for desktop in self.pool.view()), SlotState),
         )
+
+    def create(
+        self, task: Task, options: SessionOptions, caller: Caller, creation: CreationKey | None = None
+    ) -> SessionCreated:
+        """Lease a desktop and begin its reset; returns at once.
+
+        creation: the same one again is answered with the same session. Raises capacity or start_failed.
+        """
+        entry = None if creation is None else self._sessions.created_with(creation, caller)
+        if entry is None:
+            entry = self._create(task, options, caller, creation)
+        session = entry.session
         return SessionCreated(session_id=session.id, lease=session.lease, state=session.state)
 
-    async def view(self, session_id: str, wait_s: float = 0.0) -> SessionView:
+    async def view(self, session_id: str, caller: Caller, wait_s: float = 0.0) -> SessionView:
         """The session; waits up to `wait_s` seconds for its desktop to come to rest."""
-        with self._request(session_id) as entry:
+        with self._request(session_id, caller) as entry:
             await self._at_rest(entry, wait_s)
             return entry.session.view()
 
-    async def step(self, session_id: str, request: StepRequest) -> StepReply:
-        """Apply actions once per seq, however often the same step is sent."""
-        with self._request(session_id) as entry:
+    async def step(
+        self, session_id: str, caller: Caller, request: StepRequest, wait_s: float
+    ) -> StepReply | None:
+        """Apply actions once per seq, however often the same step is sent; None while they are still being applied
+        after `wait_s` seconds: send the step again.
+        """
+        with self._request(session_id, caller) as entry:
             session = entry.session
-            decision = session.begin_step(request.lease, request.seq)
-            if decision is Decision.REPEAT:
-                return session.reply(request.seq)
+            decision = session.begin_step(request)
             if decision is Decision.START:
                 slot = self._ready_slot(entry)
-                self._run(entry, self._step(entry, slot, request.actions))
+                self._run(entry, "step", self._step(entry, slot, request.actions))
+            else:
+                self.metrics.step_repeated()
+            if decision is Decision.REPEAT:
+                return session.reply(request.seq)
             operation = entry.operation
-            await self._at_rest(entry)
+            await self._at_rest(entry, wait_s)
+            if operation is not None and not operation.done():
+                return None
             _raise_refusal(operation)
             return session.reply(request.seq)
 
-    async def evaluate(self, session_id: str, lease: int, wait_s: float) -> float | None:
+    async def evaluate(self, session_id: str, caller: Caller, lease: int, wait_s: float) -> float | None:
         """The score; None when the evaluation is still running after `wait_s` seconds. It runs once, however
         often asked.
         """
-        with self._request(session_id) as entry:
+        with self._request(session_id, caller) as entry:
             session = entry.session
             if session.begin_evaluate(lease) is Decision.START:
-                self._run(entry, self._evaluate(entry, self._ready_slot(entry)))
+                self._run(entry, "evaluate", self._evaluate(entry, self._ready_slot(entry)))
             await self._at_rest(entry, wait_s)
             session.check_alive()
             return session.score
 
-    def heartbeat(self, session_id: str, lease: int) -> None:
+    def heartbeat(self, session_id: str, caller: Caller, lease: int) -> None:
         """The client still wants its session."""
-        with self._request(session_id) as entry:
+        with self._request(session_id, caller) as entry:
             entry.session.check_lease(lease)
             entry.session.check_alive()
 
-    def release(self, session_id: str, lease: int | None = None) -> None:
+    def release(self, session_id: str, caller: Caller, lease: int | None = None) -> None:
         """Close a session; closing it again is no error."""
-        entry = self._find(session_id)
+        entry = self._sessions.find(session_id, caller)
         if entry.session.state is SessionState.CLOSED:
             return
         if lease is not None:
             entry.session.check_lease(lease)
-        self._close(entry, "its client released it")
+        self._close(entry, "its client released it" if entry.owner == caller.name else "an operator ended it")
+
+    def phases(self, session_id: str, caller: Caller) -> Phases:
+        """What the session's last operation spent its time on, seconds."""
+        return self._sessions.find(session_id, caller).phases
+
+    def sessions_of(self, caller: Caller) -> SessionList:
+        """The caller's sessions that are not closed; everybody's for an admin."""
+        now = self._clock()
+        return SessionList(
+            sessions=[
+                _summary(entry, now)
+                for entry in self._sessions.open()
+                if caller.is_admin or entry.owner == caller.name
+            ]
+        )
+
+    def pool_status(self) -> PoolStatus:
+        """The desktops, and which session holds which."""
+        holders = {entry.slot.index: entry.session.id for entry in self._sessions.open() if entry.slot}
+        return PoolStatus(
+            desktops=[
+                DesktopStatus(
+                    index=desktop.index,
+                    state=desktop.state.value,
+                    strikes=desktop.strikes,
+                    reason=desktop.reason,
+                    session_id=holders.get(desktop.index),
+                )
+                for desktop in self.pool.view()
+            ]
+        )
+
+    def reset_pool(self, *, end_sessions: bool) -> None:
+        """Put a fresh desktop in every place; leased ones are replaced when they come back, which is at once when
+        the sessions are ended, too.
+        """
+        why = "an operator reset the pool"
+        self.pool.reset_all(why)
+        if end_sessions:
+            for entry in list(self._sessions.alive()):
+                self._fail(entry, ProblemError(ProblemCode.DESKTOP_LOST, why), Verdict.LOST)
 
     def check_open(self) -> None:
         """Raises ProblemError: why no session can be created now, desktops aside."""
@@ -156,117 +206,139 @@ class SessionManager:
         """
         self._draining = True
         self.pool.drain()
-        for entry in list(self._open.values()):
+        for entry in list(self._sessions.alive()):
             if entry.session.state is SessionState.RESETTING:
                 self._fail(entry, self._shutting_down(), Verdict.LOST)
-        running = [e.operation for e in self._open.values() if e.operation and e.session.state in RUNNING]
+        running = [e.operation for e in self._sessions.alive() if e.operation and e.session.state in RUNNING]
         if running and grace_s > 0:
             await asyncio.wait(running, timeout=grace_s)
-        for entry in list(self._open.values()):
-            if entry.session.state not in OVER:
-                self._fail(entry, self._shutting_down(), Verdict.LOST)
+        for entry in list(self._sessions.alive()):
+            self._fail(entry, self._shutting_down(), Verdict.LOST)
 
     # Desktop calls
 
-    async def _reset(self, entry: _Entry, slot: Slot, task: Task) -> ProblemError | None:
+    async def _reset(self, entry: Entry, slot: Slot, task: Task) -> ProblemError | None:
         try:
-            observation = await self._screen(
-                entry, slot.desktop.reset(task), self._timeouts.reset_s, ProblemCode.RESET_FAILED
+            png = await call(
+                entry.session, slot.desktop.reset(task), self._timeouts.reset_s, ProblemCode.RESET_FAILED
             )
+            observation = await self._observe(entry, png, self._timeouts.reset_s, ProblemCode.RESET_FAILED)
         except ProblemError as error:
-            # A task that the desktop refuses says nothing about the desktop.
-            blameless = error.fault is Fault.CLIENT
-            self._fail(entry, error, Verdict.USED if blameless else Verdict.RESET_FAILED)
-            return None
+            self._fail(entry, error, _after_failed_reset(error))
+            return error
         self.pool.reset_worked(slot)
         entry.session.reset_ended(observation)
         return None
 
-    async def _step(self, entry: _Entry, slot: Slot, actions: Sequence[Action]) -> ProblemError | None:
+    async def _step(self, entry: Entry, slot: Slot, actions: Sequence[Action]) -> ProblemError | None:
         # Waiting that the agent asked for is no slowness of the desktop.
         limit_s = self._timeouts.step_s + sum(a.seconds for a in actions if isinstance(a, Wait))
         try:
-            observation = await self._screen(
-                entry, slot.desktop.execute(actions), limit_s, ProblemCode.DESKTOP_LOST
+            png = await call(
+                entry.session,
+                slot.desktop.execute(actions),
+                limit_s,
+                ProblemCode.DESKTOP_LOST,
+                late=ProblemCode.STEP_TIMEOUT,
             )
+            observation = await self._observe(entry, png, limit_s, ProblemCode.DESKTOP_LOST)
         except ProblemError as error:
             if error.fault is Fault.CLIENT:
                 entry.session.refused()
-                return error
-            self._fail(entry, error, Verdict.LOST)
-            return None
+            else:
+                self._fail(entry, error, Verdict.LOST)
+            return error
         entry.session.step_applied(observation, terminal=any(isinstance(a, TERMINAL) for a in actions))
         return None
 
-    async def _evaluate(self, entry: _Entry, slot: Slot) -> ProblemError | None:
+    async def _evaluate(self, entry: Entry, slot: Slot) -> ProblemError | None:
         try:
-            score = await self._call(
-                entry,
-                _score(slot.desktop),
-                self._timeouts.evaluate_s,
-                late=ProblemCode.EVALUATOR_TIMEOUT,
-                failed=ProblemCode.EVALUATOR_FAILED,
+            entry.session.evaluated(
+                await call(
+                    entry.session,
+                    score(slot.desktop),
+                    self._timeouts.evaluate_s,
+                    ProblemCode.EVALUATOR_FAILED,
+                    late=ProblemCode.EVALUATOR_TIMEOUT,
+                )
             )
-            entry.session.evaluated(score)
         except ProblemError as error:
             finished = error.code is ProblemCode.EVALUATOR_FAILED
             self._fail(entry, error, Verdict.USED if finished else Verdict.LOST)
+            return error
         return None
 
-    async def _screen(
-        self, entry: _Entry, call: Awaitable[bytes], limit_s: float, failed: ProblemCode
-    ) -> Observation:
-        """What the screen shows after a call that returns a PNG."""
-        png = await self._call(entry, call, limit_s, late=failed, failed=failed)
-        options = entry.session.options.screenshot
-        return await self._call(entry, observe(png, options), limit_s, late=failed, failed=failed)
-
-    async def _call(
-        self, entry: _Entry, call: Awaitable[T], limit_s: float, *, late: ProblemCode, failed: ProblemCode
-    ) -> T:
-        """One call of a desktop; whatever goes wrong in it becomes a ProblemError."""
-        try:
-            async with asyncio.timeout(limit_s) as limit:
-                return await call
-        except ProblemError:
-            raise
-        except Exception as error:
-            if isinstance(error, TimeoutError) and limit.expired():
-                raise ProblemError(late, f"not done after {limit_s:g} s") from error
-            # A desktop may be anyone's code: what it did not foresee is a fault of the environment, never a
-            # score.
-            log.exception("unexpected error in a desktop")
-            raise ProblemError(failed, f"{type(error).__name__}: {error}") from error
-        finally:
-            if entry.session.state in OVER:
-                # It was cancelled, whatever the desktop made of that: the session has nothing more to be
-                # told.
-                raise asyncio.CancelledError
+    async def _observe(self, entry: Entry, png: bytes, limit_s: float, failed: ProblemCode) -> Observation:
+        with phase("encode"):
+            return await call(entry.session, entry.encoder.observe(png), limit_s, failed)
 
     # The life of an entry
 
-    def _run(self, entry: _Entry, call: Coroutine[None, None, ProblemError | None]) -> None:
-        entry.operation = self._tasks.create_task(call)
+    def _create(
+        self, task: Task, options: SessionOptions, caller: Caller, creation: CreationKey | None
+    ) -> Entry:
+        self.check_open()
+        self._check_share(caller)
+        slot = self.pool.lease()
+        now = self._clock()
+        entry = Entry(
+            session=Session(self._sessions.new_id(), next(self._leases), options, now),
+            owner=caller.name,
+            task_id=task.id,
+            created=now,
+            encoder=Encoder(options.screenshot),
+            slot=slot,
+            creation=creation,
+        )
+        self._sessions.add(entry)
+        self._run(entry, "reset", self._reset(entry, slot, task))
+        log.info(
+            "session %s of %s: task %s on desktop %d for %r",
+            entry.session.id, caller.name, task.id, slot.index, options.client_id,
+        )  # fmt: skip
+        return entry
 
-    async def _at_rest(self, entry: _Entry, wait_s: float | None = None) -> None:
+    def _check_share(self, caller: Caller) -> None:
+        share = self.sessions_per_caller
+        if share is not None and sum(e.owner == caller.name for e in self._sessions.alive()) >= share:
+            raise ProblemError(
+                ProblemCode.CAPACITY, f"{caller.name} has {share} sessions, its share", retry_after_s=1.0
+            )
+
+    def _run(self, entry: Entry, name: str, work: Coroutine[None, None, ProblemError | None]) -> None:
+        entry.operation = self._tasks.create_task(self._measured(entry, name, work))
+
+    async def _measured(
+        self, entry: Entry, name: str, work: Coroutine[None, None, ProblemError | None]
+    ) -> ProblemError | None:
+        started = time.monotonic()
+        outcome = "cancelled"
+        with record() as phases:
+            entry.phases = phases
+            try:
+                problem = await work
+                outcome = "ok" if problem is None else problem.code.value
+            finally:
+                self.metrics.operation_ended(name, outcome, time.monotonic() - started, phases)
+        return problem
+
+    async def _at_rest(self, entry: Entry, wait_s: float) -> None:
         if entry.operation is not None and entry.session.state in RUNNING:
             await asyncio.wait({entry.operation}, timeout=wait_s)
 
-    def _fail(self, entry: _Entry, error: ProblemError, verdict: Verdict) -> None:
+    def _fail(self, entry: Entry, error: ProblemError, verdict: Verdict) -> None:
         log.warning("session %s failed: %s", entry.session.id, error)
         entry.session.fail(error.problem)
         self._give_back(entry, verdict, error.problem.detail)
 
-    def _close(self, entry: _Entry, why: str) -> None:
+    def _close(self, entry: Entry, why: str) -> None:
         log.info("session %s closed: %s", entry.session.id, why)
         entry.session.close(why)
         self._give_back(entry, Verdict.USED, why)
-        del self._open[entry.session.id]
-        self._closed[entry.session.id] = entry
-        while len(self._closed) > REMEMBERED:
-            self._closed.popitem(last=False)
+        self._sessions.close(entry)
 
-    def _give_back(self, entry: _Entry, verdict: Verdict, reason: str) -> None:
+    def _give_back(self, entry: Entry, verdict: Verdict, reason: str) -> None:
+        entry.encoder = Encoder(entry.session.options.screenshot)  # its last picture is of no more use
         slot, entry.slot = entry.slot, None
         if slot is None:
             return
@@ -279,7 +351,7 @@ class SessionManager:
                 lambda _: self.pool.give_back(slot, Verdict.LOST, f"interrupted: {reason}")
             )
 
-    def _ready_slot(self, entry: _Entry) -> Slot:
+    def _ready_slot(self, entry: Entry) -> Slot:
         """The desktop for a call that the session has just decided to start."""
         if self._draining:
             entry.session.refused()
@@ -288,21 +360,9 @@ class SessionManager:
             raise RuntimeError(f"session {entry.session.id} is alive without a desktop")
         return entry.slot
 
-    def _find(self, session_id: str) -> _Entry:
-        entry = self._open.get(session_id) or self._closed.get(session_id)
-        if entry is not None:
-            return entry
-        made_elsewhere = _SESSION_ID.fullmatch(session_id) and not session_id.startswith(self._instance)
-        if made_elsewhere:
-            raise ProblemError(
-                ProblemCode.BACKEND_LOST,
-                f"session {session_id} was lost when its env-server stopped or restarted",
-            )
-        raise ProblemError(ProblemCode.NOT_FOUND, f"there is no session {session_id!r}")
-
     @contextmanager
-    def _request(self, session_id: str) -> Iterator[_Entry]:
-        entry = self._find(session_id)
+    def _request(self, session_id: str, caller: Caller) -> Iterator[Entry]:
+        entry = self._sessions.find(session_id, caller)
         entry.session.request_begins(self._clock())
         try:
             yield entry
@@ -316,40 +376,77 @@ class SessionManager:
         """Close sessions whose clients have fallen silent."""
         while True:
             shortest = min(
-                (e.session.options.idle_timeout_s for e in self._open.values()), default=REAPER_TICK_S
+                (entry.session.options.idle_timeout_s for entry in self._sessions.open()),
+                default=REAPER_TICK_S,
             )
             await asyncio.sleep(min(REAPER_TICK_S, max(shortest / 2, 0.05)))
             now = self._clock()
-            for entry in [e for e in self._open.values() if e.session.idle_at(now)]:
+            for entry in [e for e in self._sessions.open() if e.session.idle_at(now)]:
+                if entry.session.state not in OVER:
+                    self.metrics.session_reaped()
                 self._close(entry, f"no request for {entry.session.options.idle_timeout_s:g} s")
 
     async def _leave(self, reaper: asyncio.Task[None]) -> None:
         reaper.cancel()
         await self.drain(grace_s=0.0)
-        running = [e.operation for e in (*self._open.values(), *self._closed.values()) if e.operation]
+        running = [entry.operation for entry in self._sessions.all() if entry.operation]
         if running:
             await asyncio.wait(running)
 
 
+def _after_failed_reset(error: ProblemError) -> Verdict:
+    """What a failed reset says about its desktop."""
+    match error.code:
+        case ProblemCode.DESKTOP_LOST:
+            return Verdict.LOST
+        case ProblemCode.SETUP_FAILED:
+            # The guest answers and will be cleaned: what failed is a download, say. Were that held against the
+            # desktop, one task with a dead link would put them all into quarantine.
+            return Verdict.USED
+        case _:
+            # A task that the desktop refuses says nothing about the desktop.
+            return Verdict.USED if error.fault is Fault.CLIENT else Verdict.RESET_FAILED
+
+
 def _raise_refusal(operation: Operation | None) -> None:
     if operation is not None and operation.done() and not operation.cancelled():
-        refusal = operation.result()
-        if refusal is not None:
-            raise ProblemError.of(refusal.problem)
+        problem = operation.result()
+        if problem is not None:
+            raise ProblemError.of(problem.problem)
 
 
-async def _score(desktop: Desktop) -> float:
-    # Evaluators return what they like: what is no number must fail inside the evaluation.
-    return float(await desktop.evaluate())
+def _summary(entry: Entry, now: float) -> SessionSummary:
+    session = entry.session
+    return SessionSummary(
+        session_id=session.id,
+        state=session.state,
+        seq=session.seq,
+        caller=entry.owner,
+        client_id=session.options.client_id,
+        task_id=entry.task_id,
+        desktop=entry.slot.index if entry.slot else None,
+        age_s=now - entry.created,
+        idle_s=session.idle_s(now),
+        idle_timeout_s=session.options.idle_timeout_s,
+        score=session.score,
+        problem=session.problem,
+    )
 
 
 @asynccontextmanager
 async def running_manager(
-    pool: DesktopPool, timeouts: Timeouts, *, clock: Callable[[], float] = time.monotonic
+    pool: DesktopPool,
+    timeouts: Timeouts,
+    *,
+    metrics: ServerMetrics | None = None,
+    sessions_per_caller: int | None = None,
+    clock: Callable[[], float] = time.monotonic,
 ) -> AsyncIterator[SessionManager]:
     """A manager with its reaper. At the end running calls are cancelled and every desktop is given back."""
     async with asyncio.TaskGroup() as tasks:
-        manager = SessionManager(pool, timeouts, tasks, clock)
+        manager = SessionManager(
+            pool, metrics or ServerMetrics(), sessions_per_caller, timeouts, tasks, clock
+        )
         reaper = tasks.create_task(manager._reap())
         try:
             yield manager

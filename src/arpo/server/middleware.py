@@ -1,13 +1,15 @@
-"""What stands before the routes: the bearer token, the size of a body, and MessagePack bodies."""
+"""What stands before the routes: the bearer token, the size and the pace of a body, and MessagePack bodies."""
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
 from arpo.protocol.codec import JSON, MSGPACK, CodecError, media_type, msgpack_to_json
 from arpo.protocol.problems import ProblemCode, ProblemError
-from arpo.server.errors import problem_response
+from arpo.server.callers import Caller
+from arpo.server.errors import ProblemResponses
 from arpo.server.tokens import TokenFile
 
 Scope = MutableMapping[str, Any]
@@ -16,43 +18,68 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 ASGIApp = Callable[[Scope, Receive, Send], Awaitable[None]]
 
-OPEN_PATHS = frozenset({"/healthz", "/readyz"})
+OPEN_PATHS = frozenset({"/healthz", "/readyz", "/health"})
 """What a probe that holds no token may ask."""
 
 DROPPED_BYTES = 64 * 1024 * 1024
 """How much of a body that is too large is read and dropped: a client that is still sending sees no answer."""
 
 
-class BearerAuth:
-    """Lets requests with a valid token through; everything else is `unauthorized`, unknown paths included."""
+Anonymous = Callable[[Scope], Caller | None]
+"""Who a request without a token comes from, where such requests are let through."""
 
-    def __init__(self, app: ASGIApp, tokens: TokenFile) -> None:
+
+class BearerAuth:
+    """Lets requests with a valid token through, with their `Caller` in `request.state.caller`; everything else is
+    `unauthorized`, unknown paths included.
+    """
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        tokens: TokenFile,
+        problem_response: ProblemResponses,
+        anonymous: Anonymous | None = None,
+    ) -> None:
         self._app = app
         self._tokens = tokens
+        self._problem_response = problem_response
+        self._anonymous = anonymous
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """The ASGI call."""
-        if scope["type"] != "http" or scope["path"] in OPEN_PATHS or self._authorized(scope):
-            await self._app(scope, receive, send)
-            return
-        error = ProblemError(
-            ProblemCode.UNAUTHORIZED, "send `Authorization: Bearer <a token of the server's token file>`"
-        )
-        await problem_response(error)(scope, receive, send)
+        if scope["type"] == "http" and scope["path"] not in OPEN_PATHS:
+            caller = self._caller(scope)
+            if caller is None:
+                error = ProblemError(
+                    ProblemCode.UNAUTHORIZED,
+                    "send `Authorization: Bearer <a token of the server's token file>`",
+                )
+                await self._problem_response(error)(scope, receive, send)
+                return
+            scope.setdefault("state", {})["caller"] = caller
+        await self._app(scope, receive, send)
 
-    def _authorized(self, scope: Scope) -> bool:
-        scheme, _, token = _header(scope, b"authorization").partition(b" ")
-        return scheme.lower() == b"bearer" and self._tokens.accepts(token.strip())
+    def _caller(self, scope: Scope) -> Caller | None:
+        credentials = header(scope, b"authorization")
+        if not credentials and self._anonymous is not None:
+            return self._anonymous(scope)
+        scheme, _, token = credentials.partition(b" ")
+        return self._tokens.caller(token.strip()) if scheme.lower() == b"bearer" else None
 
 
 class RequestBody:
-    """Reads a body of at most `limit` bytes and turns MessagePack into JSON, which is all that the routes
-    know.
+    """Reads a body of at most `limit` bytes within `timeout_s` seconds and turns MessagePack into JSON, which is all
+    that the routes know.
     """
 
-    def __init__(self, app: ASGIApp, limit: int) -> None:
+    def __init__(
+        self, app: ASGIApp, limit: int, timeout_s: float, problem_response: ProblemResponses
+    ) -> None:
         self._app = app
         self._limit = limit
+        self._timeout_s = timeout_s
+        self._problem_response = problem_response
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """The ASGI call."""
@@ -60,10 +87,11 @@ class RequestBody:
             await self._app(scope, receive, send)
             return
         try:
-            body = await self._read(receive)
+            async with asyncio.timeout(self._timeout_s):
+                body = await self._read(receive)
             if body is None:
                 return
-            if media_type(_header(scope, b"content-type").decode("latin-1")) == MSGPACK:
+            if media_type(header(scope, b"content-type").decode("latin-1")) == MSGPACK:
                 body = msgpack_to_json(body)
                 scope["headers"] = [
                     (name, value)
@@ -71,14 +99,23 @@ class RequestBody:
                     if name not in (b"content-type", b"content-length")
                 ] + [(b"content-type", JSON.encode()), (b"content-length", str(len(body)).encode())]
         except CodecError as error:
-            await problem_response(ProblemError(ProblemCode.INVALID_REQUEST, f"body: {error}"))(
-                scope, receive, send
+            problem = ProblemError(ProblemCode.INVALID_REQUEST, f"body: {error}")
+            await self._problem_response(problem)(scope, receive, send)
+            return
+        except TimeoutError:
+            problem = ProblemError(
+                ProblemCode.REQUEST_TIMEOUT, f"the body was not there after {self._timeout_s:g} s"
             )
+            await self._refuse_rest(problem, scope, receive, send)
             return
         except ProblemError as error:
-            await problem_response(error, headers={"Connection": "close"})(scope, receive, send)
+            await self._refuse_rest(error, scope, receive, send)
             return
         await self._app(scope, _replay(body, receive), send)
+
+    async def _refuse_rest(self, error: ProblemError, scope: Scope, receive: Receive, send: Send) -> None:
+        # What is left of the body would be taken for the next request.
+        await self._problem_response(error, headers={"Connection": "close"})(scope, receive, send)
 
     async def _read(self, receive: Receive) -> bytes | None:
         """The body; None when the client hung up. Raises ProblemError payload_too_large."""
@@ -117,5 +154,6 @@ def _replay(body: bytes, receive: Receive) -> Receive:
     return replay
 
 
-def _header(scope: Scope, name: bytes) -> bytes:
+def header(scope: Scope, name: bytes) -> bytes:
+    """The first header of a (lower-case) name; empty when there is none."""
     return next((bytes(value) for key, value in scope["headers"] if key == name), b"")

@@ -7,10 +7,9 @@ whatever the reason for leaving was.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import errno
 import socket
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
@@ -18,8 +17,10 @@ import uvicorn
 
 from arpo.config.sections import Timeouts
 from arpo.protocol.problems import ConfigError
-from arpo.server.app import MAX_BODY_BYTES, create_app
+from arpo.server.app import HttpLimits, create_app
+from arpo.server.http import MAX_HEADER_BYTES, Server, connection
 from arpo.server.manager import SessionManager, running_manager
+from arpo.server.metrics import ServerMetrics
 from arpo.server.pool import DesktopFactory, PoolLimits, running_pool
 from arpo.server.tokens import TokenFile
 
@@ -28,17 +29,20 @@ from arpo.server.tokens import TokenFile
 class ServerSettings:
     """What an env-server serves, and its limits.
 
-    provider: its name, for `/v1/capacity`. screen: pixels. capacity: desktops. drain_grace_s: how long
-    running steps and evaluations may go on once the server is to stop. stop_s: how long closing one desktop
-    may take.
+    provider: its name, for `/v1/capacity`. screen: pixels. capacity: how many desktops can be leased at once.
+    spares: desktops kept besides, so that a lease need not wait for a cleaning. timeouts: the desktops' own.
+    sessions_per_caller: at once; None: no limit but the capacity. drain_grace_s: how long running steps and
+    evaluations may go on once the server is to stop. stop_s: how long closing one desktop may take.
     """
 
     provider: str
     screen: tuple[int, int]
     capacity: int
+    spares: int = 0
     timeouts: Timeouts = field(default_factory=Timeouts)
-    max_body_bytes: int = MAX_BODY_BYTES
-    drain_grace_s: float = 3.0
+    sessions_per_caller: int | None = None
+    limits: HttpLimits = field(default_factory=HttpLimits)
+    drain_grace_s: float = 20.0
     stop_s: float = 20.0
     access_log: bool = False
 
@@ -52,26 +56,12 @@ class RunningServer:
     stopped: asyncio.Task[None]
 
 
+MARGIN_S = 10.0
+
 _BIND_FIXES = {
     errno.EADDRINUSE: "--port with a free one, or 0 for any",
     errno.EACCES: "--port above 1023",
 }
-
-
-class _Http(uvicorn.Server):
-    """uvicorn without signal handlers of its own: whoever runs the server decides when it stops."""
-
-    def __init__(self, config: uvicorn.Config) -> None:
-        super().__init__(config)
-        self.accepting = asyncio.Event()
-
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        yield
-
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        await super().startup(sockets)
-        self.accepting.set()
 
 
 def bind(host: str, port: int) -> socket.socket:
@@ -100,21 +90,26 @@ async def running_server(
     """Serve desktops on a bound socket. Inside, connections are accepted; the desktops start in the
     background.
     """
-    limits = PoolLimits(start_s=settings.timeouts.start_s, stop_s=settings.stop_s)
+    timeouts = outer(settings.timeouts)
+    metrics = ServerMetrics()
     async with (
-        running_pool(factory, settings.capacity, limits) as pool,
-        running_manager(pool, settings.timeouts) as manager,
+        running_pool(factory, settings.capacity, _pool_limits(settings), spares=settings.spares) as pool,
+        running_manager(
+            pool, timeouts, metrics=metrics, sessions_per_caller=settings.sessions_per_caller
+        ) as manager,
     ):
         app = create_app(
             manager,
             tokens,
             provider=settings.provider,
             screen=settings.screen,
-            max_body_bytes=settings.max_body_bytes,
+            limits=settings.limits,
         )
-        http = _Http(
+        http = Server(
             uvicorn.Config(
                 app,
+                http=connection(settings.limits.header_timeout_s),
+                h11_max_incomplete_event_size=MAX_HEADER_BYTES,
                 lifespan="off",
                 ws="none",
                 log_config=None,
@@ -145,3 +140,24 @@ def _url(listener: socket.socket) -> str:
     if host in ("0.0.0.0", "::"):  # noqa: S104 - compared, not bound
         host = "127.0.0.1"  # where this machine reaches it
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+def outer(limits: Timeouts) -> Timeouts:
+    """The session manager's limits: a little wider than the desktops' own, which know better what was late.
+
+    Its `reset_s` is for all of a reset: a lost guest is started again first.
+    """
+    return Timeouts(
+        start_s=limits.start_s + MARGIN_S,
+        reset_s=limits.start_s + limits.reset_s + limits.setup_s + MARGIN_S,
+        setup_s=limits.setup_s,
+        step_s=limits.step_s + MARGIN_S,
+        evaluate_s=limits.evaluate_s + MARGIN_S,
+    )
+
+
+def _pool_limits(settings: ServerSettings) -> PoolLimits:
+    timeouts = outer(settings.timeouts)
+    return PoolLimits(
+        start_s=timeouts.start_s, clean_s=settings.timeouts.reset_s + MARGIN_S, stop_s=settings.stop_s
+    )

@@ -2,6 +2,7 @@
 
 Invariants
 - A step is applied at most once: its seq is either new (START), running (JOIN) or applied already (REPEAT).
+- One seq means one list of actions: the same seq with others is refused, whoever sent it.
 - A session is evaluated at most once; asking again gives the same score or the same problem.
 - A session that failed or was closed never becomes anything else again, and says why for ever.
 
@@ -18,7 +19,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from enum import Enum
 
-from arpo.protocol.messages import Observation, SessionOptions, SessionState, SessionView, StepReply
+from arpo.protocol.actions import Action
+from arpo.protocol.messages import (
+    Observation,
+    SessionOptions,
+    SessionState,
+    SessionView,
+    StepReply,
+    StepRequest,
+)
 from arpo.protocol.problems import Problem, ProblemCode, ProblemError
 
 _S = SessionState
@@ -73,6 +82,8 @@ class Session:
         self.score: float | None = None
         self.problem: Problem | None = None
         self._reply: StepReply | None = None
+        self._running: list[Action] = []  # the step that is running
+        self._applied: list[Action] = []  # the step that `_reply` answers
         self._done = False
         self._open_requests = 0
         self._last_request = now
@@ -86,22 +97,25 @@ class Session:
 
     # Steps
 
-    def begin_step(self, lease: int, seq: int) -> Decision:
+    def begin_step(self, request: StepRequest) -> Decision:
         """Decide about a step.
 
         Only the last applied seq can be repeated: a client that got the reply to seq n has no use for n - 1.
         Raises ProblemError lease_lost, seq_conflict, not_ready, invalid_request (after an evaluation), or why
         the session failed.
         """
-        self.check_lease(lease)
-        if self._reply is not None and seq == self._reply.seq:
+        self.check_lease(request.lease)
+        if self._reply is not None and request.seq == self._reply.seq:
+            _check_same(request, self._applied)
             return Decision.REPEAT
         self.check_alive()
-        if seq != self.seq + 1:
+        if request.seq != self.seq + 1:
             raise ProblemError(
-                ProblemCode.SEQ_CONFLICT, f"seq {seq} does not follow seq {self.seq}, the last one applied"
+                ProblemCode.SEQ_CONFLICT,
+                f"seq {request.seq} does not follow seq {self.seq}, the last one applied",
             )
         if self.state is SessionState.STEPPING:
+            _check_same(request, self._running)
             return Decision.JOIN
         self._check_ready("step")
         if self.score is not None:
@@ -109,6 +123,7 @@ class Session:
                 ProblemCode.INVALID_REQUEST, "the session was evaluated; a new episode needs a new session"
             )
         self._move(SessionState.STEPPING)
+        self._running = request.actions
         return Decision.START
 
     def step_applied(self, observation: Observation, *, terminal: bool) -> None:
@@ -116,8 +131,11 @@ class Session:
         self._move(SessionState.READY)
         self.seq += 1
         self._done = self._done or terminal
+        self._reply = StepReply(
+            seq=self.seq, observation=_news(self.observation, observation), done=self._done
+        )
         self.observation = observation
-        self._reply = StepReply(seq=self.seq, observation=observation, done=self._done)
+        self._applied = self._running
 
     def refused(self) -> None:
         """The running step or evaluation was refused before anything was touched; it may be asked again."""
@@ -210,7 +228,11 @@ class Session:
         """Whether the session has been silent for its idle time-out. An open request, a long poll say, is no
         silence.
         """
-        return self._open_requests == 0 and now - self._last_request >= self.options.idle_timeout_s
+        return self._open_requests == 0 and self.idle_s(now) >= self.options.idle_timeout_s
+
+    def idle_s(self, now: float) -> float:
+        """Seconds since the last request; 0 while one is open."""
+        return 0.0 if self._open_requests else now - self._last_request
 
     def _check_ready(self, wanted: str) -> None:
         if self.state is not SessionState.READY:
@@ -220,3 +242,17 @@ class Session:
         if to not in _NEXT[self.state]:
             raise IllegalTransitionError(f"session {self.id}: {self.state.value} → {to.value}")
         self.state = to
+
+
+def _news(before: Observation | None, now: Observation) -> Observation:
+    """What a client that has seen `before` must be sent: no picture that it has."""
+    if before is None or before.screenshot.sha256 != now.screenshot.sha256:
+        return now
+    return Observation(screenshot=now.screenshot.model_copy(update={"data": b""}), unchanged=True)
+
+
+def _check_same(request: StepRequest, actions: list[Action]) -> None:
+    if request.actions != actions:
+        raise ProblemError(
+            ProblemCode.SEQ_CONFLICT, f"seq {request.seq} was sent before with other actions, and counts once"
+        )

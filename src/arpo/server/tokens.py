@@ -15,7 +15,8 @@ import tempfile
 from pathlib import Path
 
 from arpo.protocol.problems import ConfigError
-from arpo.protocol.tokens import parse_tokens
+from arpo.protocol.tokens import Scope, Token, parse_tokens
+from arpo.server.callers import Caller
 
 log = logging.getLogger(__name__)
 
@@ -32,13 +33,15 @@ class TokenFile:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._seen: _Signature | None = None
-        self._digests: list[bytes] = []
+        self._callers: list[tuple[bytes, Caller]] = []
         self._stale = False
         try:
             self._reload()
         except (OSError, ValueError) as error:
-            raise ConfigError(f"token file {path} cannot be used: {error}; fix: one token a line") from error
-        if not self._digests:
+            raise ConfigError(
+                f"token file {path} cannot be used: {error}; fix: `<token> [scopes] [name]`, one a line"
+            ) from error
+        if not self._callers:
             raise ConfigError(
                 f"token file {path} holds no token; fix: write one a line, or remove it and one is made"
             )
@@ -46,8 +49,8 @@ class TokenFile:
         if mode & (stat.S_IRWXG | stat.S_IRWXO):
             log.warning("token file %s can be read by other users (mode %o)", path, stat.S_IMODE(mode))
 
-    def accepts(self, candidate: bytes) -> bool:
-        """Whether a token is valid; takes as long for a wrong one as for a right one."""
+    def caller(self, candidate: bytes) -> Caller | None:
+        """Whose token this is, if it is valid; takes as long for a wrong one as for a right one."""
         try:
             self._reload()
         except (OSError, ValueError) as error:
@@ -55,26 +58,27 @@ class TokenFile:
                 log.warning("token file %s cannot be read, its tokens stay valid: %s", self.path, error)
             self._stale = True
         digest = _digest(candidate)
-        valid = False
-        for known in self._digests:
-            valid |= hmac.compare_digest(digest, known)
-        return valid
+        found: Caller | None = None
+        for known, caller in self._callers:
+            if hmac.compare_digest(digest, known):
+                found = caller
+        return found
 
     def _reload(self) -> None:
         info = self.path.stat()
         signature = (info.st_mtime_ns, info.st_ino, info.st_size)
         if signature == self._seen:
             return
-        self._digests = [_digest(token.encode()) for token in parse_tokens(self.path.read_text("ascii"))]
+        self._callers = [_entry(token) for token in parse_tokens(self.path.read_text("ascii"))]
         self._seen = signature
         self._stale = False
 
 
 def ensure_token_file(path: Path) -> bool:
-    """Make a token file with a new token, mode 0600, unless there is a file already; returns whether it was
-    made.
+    """Make a token file, mode 0600, unless there is a file already; returns whether it was made.
 
-    Two servers that start together end up with the same file. Raises ConfigError when it cannot be written.
+    It holds one token for trainers, the first, and one for operators. Two servers that start together end up with
+    the same file. Raises ConfigError when it cannot be written.
     """
     if path.exists():
         return False
@@ -84,7 +88,10 @@ def ensure_token_file(path: Path) -> bool:
         fresh = Path(name)
         try:
             with os.fdopen(descriptor, "w") as file:
-                file.write(secrets.token_urlsafe(32) + "\n")
+                file.write("# <token> [scopes] [name]; scopes: trainer, backend, admin\n")
+                file.writelines(
+                    f"{secrets.token_urlsafe(32)} {scope} {scope}\n" for scope in (Scope.TRAINER, Scope.ADMIN)
+                )
             # A link is made whole or not at all, and not over a file that another server has just made.
             os.link(fresh, path)
         except FileExistsError:
@@ -102,6 +109,11 @@ def default_token_file() -> Path:
     """`$XDG_CONFIG_HOME/arpo/env-server.token`, usually `~/.config/arpo/env-server.token`."""
     base = os.environ.get("XDG_CONFIG_HOME") or "~/.config"
     return Path(base).expanduser() / "arpo" / "env-server.token"
+
+
+def _entry(token: Token) -> tuple[bytes, Caller]:
+    digest = _digest(token.secret.encode())
+    return digest, Caller(token.name or f"token-{digest.hex()[:8]}", token.scopes)
 
 
 def _digest(token: bytes) -> bytes:

@@ -24,6 +24,8 @@ from arpo.console import EXIT_CONFIG
 from arpo.protocol.problems import ArpoError, ConfigError
 
 STOP_TIMEOUT_S = 30.0
+DRAIN_S = 3.0
+"""The run is over when its server is stopped: nobody waits for what its desktops still do."""
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.25, 30.0
 STABLE_S = 60.0
 """A server that ran for this long before it ended is restarted as soon as one that ends for the first time."""
@@ -95,8 +97,10 @@ class EmbeddedServer:
             "--url-file", str(folder / "url"),
             "--start-timeout-s", str(limits.start_s),
             "--reset-timeout-s", str(limits.reset_s),
+            "--setup-timeout-s", str(limits.setup_s),
             "--step-timeout-s", str(limits.step_s),
             "--evaluate-timeout-s", str(limits.evaluate_s),
+            "--drain-s", str(DRAIN_S),
             "--exit-with", str(os.getpid()),
         )  # fmt: skip
 

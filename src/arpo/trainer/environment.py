@@ -10,7 +10,7 @@ from arpo.client import EnvClient
 from arpo.config.model import Config
 from arpo.config.sections import EnvSection
 from arpo.protocol.problems import ConfigError, ProblemCode, ProblemError
-from arpo.protocol.tokens import parse_tokens
+from arpo.protocol.tokens import Scope, parse_tokens, token_for
 from arpo.trainer.embedded import EmbeddedServer
 from arpo.trainer.progress import Reporter
 
@@ -44,7 +44,7 @@ async def env_client(
 
 
 def read_token(env: EnvSection) -> str:
-    """The token for `env.url`: the first of its token file. Raises ConfigError."""
+    """The token for `env.url`: the first trainer's of its token file. Raises ConfigError."""
     if env.token_file is None:
         raise ConfigError(
             "env.url is set without env.token_file; fix: env.token_file=FILE with the server's token"
@@ -53,6 +53,9 @@ def read_token(env: EnvSection) -> str:
         tokens = parse_tokens(env.token_file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ConfigError(f"env.token_file={env.token_file} cannot be read: {error}") from error
-    if not tokens:
-        raise ConfigError(f"env.token_file={env.token_file} is empty; fix: copy the env-server's token there")
-    return tokens[0]
+    token = token_for(tokens, Scope.TRAINER)
+    if token is None:
+        raise ConfigError(
+            f"env.token_file={env.token_file} holds no trainer's token; fix: copy the env-server's there"
+        )
+    return token.secret
