@@ -3,14 +3,15 @@ from __future__ import annotations
 import asyncio
 import socket
 import time
+from collections import deque
 
 import httpx
 import pytest
-from lossy_proxy import lossy_proxy
+from fault_proxy import NetFault, fault_proxy
 from scripted_desktop import TASK, TOKEN, Script, env_server
 
 import arpo.client
-from arpo.client import Backoff, ClientTimeouts, EnvClient, Session
+from arpo.client import Backoff, BreakerRules, ClientTimeouts, EnvClient, Session
 from arpo.protocol.actions import Click, Finished, Wait
 from arpo.protocol.messages import SessionOptions
 from arpo.protocol.problems import ConfigError, Fault, ProblemCode, ProblemError
@@ -38,9 +39,9 @@ def with_server(folder, story, script: Script | None = None, **settings) -> Scri
     return script
 
 
-async def free(server, timeout_s: float = 5.0) -> None:
+async def free(server, timeout_s: float = 5.0, desktops: int = 1) -> None:
     async with asyncio.timeout(timeout_s):
-        while (await server.client.capacity()).free == 0:
+        while (await server.client.capacity()).free < desktops:
             await asyncio.sleep(0.01)
 
 
@@ -65,29 +66,42 @@ def test_an_episode_from_open_to_score(tmp_path) -> None:
 
 def test_a_lost_reply_never_clicks_twice(tmp_path) -> None:
     async def story(server) -> None:
-        async with lossy_proxy(server.url) as proxy, EnvClient(proxy.url, TOKEN) as client:
+        async with fault_proxy(server.url) as proxy, EnvClient(proxy.url, TOKEN) as client:
             async with await client.open_session(TASK) as session:
-                for lose in (0, 1, 3):
-                    proxy.lose = lose
+                for lost_replies in (0, 1, 3):
+                    proxy.queue.extend(lost_replies * [NetFault.LOSE_REPLY])
                     await session.step([CLICK])
-                proxy.lose = 2
+                proxy.queue.extend(2 * [NetFault.LOSE_REPLY])
                 assert await session.evaluate() == 1.0
-                proxy.lose = 1
+                proxy.queue.append(NetFault.LOSE_REPLY)
             await free(server)
 
     script = with_server(tmp_path, story)
     assert script.executed == 3 * [[CLICK]]
 
 
-def test_creating_is_not_repeated_once_it_may_have_happened(tmp_path) -> None:
+@pytest.mark.parametrize("fault", [NetFault.LOSE_REPLY, NetFault.RESET_AFTER, NetFault.LATE_REQUEST])
+def test_a_creation_without_a_reply_makes_one_session(tmp_path, fault: NetFault) -> None:
     async def story(server) -> None:
-        async with lossy_proxy(server.url) as proxy, EnvClient(proxy.url, TOKEN) as client:
-            proxy.lose = 1
+        async with fault_proxy(server.url) as proxy, EnvClient(proxy.url, TOKEN) as client:
+            proxy.queue.extend(2 * [fault])
+            async with await client.open_session(TASK):
+                assert (await server.client.capacity()).free == 2
+                await asyncio.sleep(2 * proxy.delay_s)
+                assert (await server.client.capacity()).free == 2
+        await free(server, desktops=3)
+
+    assert with_server(tmp_path, story, capacity=3).resets == ["t"]
+
+
+def test_a_creation_that_never_gets_a_reply_leaves_no_session(tmp_path) -> None:
+    async def story(server) -> None:
+        async with fault_proxy(server.url) as proxy, EnvClient(proxy.url, TOKEN) as client:
+            proxy.queue.extend(4 * [NetFault.LOSE_REPLY])
             with pytest.raises(ProblemError) as caught:
-                await client.open_session(TASK, SessionOptions(idle_timeout_s=0.2))
+                await client.open_session(TASK)
             lost(caught)
-            assert proxy.connections == 1
-        await free(server)
+            await free(server)
 
     assert with_server(tmp_path, story).resets == ["t"]
 
@@ -96,7 +110,8 @@ def test_a_connection_that_was_never_made_is_tried_again_even_to_create(tmp_path
     port = free_port()
 
     async def main() -> None:
-        async with EnvClient(f"http://127.0.0.1:{port}", TOKEN, backoff=Backoff(attempts=30)) as client:
+        patient = {"backoff": Backoff(attempts=30), "breaker": BreakerRules(failures=30)}
+        async with EnvClient(f"http://127.0.0.1:{port}", TOKEN, **patient) as client:
             opening = asyncio.create_task(client.open_session(TASK))
             await asyncio.sleep(0.3)
             async with env_server(tmp_path, port=port), await opening as session:
@@ -180,13 +195,13 @@ def test_cancelling_releases_the_session_wherever_it_happens(tmp_path) -> None:
             await asyncio.sleep(60)
 
     async def story(server) -> None:
-        async with lossy_proxy(server.url) as proxy, EnvClient(proxy.url, TOKEN) as client:
+        async with fault_proxy(server.url, delay_s=0.3) as proxy, EnvClient(proxy.url, TOKEN) as client:
             # While thinking, in a step, in the reset, and while the reply to the creation is on its way.
             for place in ("thinking", "step", "reset", "creation"):
                 busy = asyncio.Event()
                 server.script.execute = lambda d, place=place: asyncio.sleep(60 if place == "step" else 0)
                 server.script.reset = lambda d, place=place: asyncio.sleep(60 if place == "reset" else 0)
-                proxy.delay_s = 0.3 if place == "creation" else 0.0
+                proxy.queue = deque([NetFault.DELAY] if place == "creation" else [])
                 task = asyncio.create_task(hold(client, server.script, busy))
                 if place in ("thinking", "step"):
                     await busy.wait()
@@ -212,17 +227,19 @@ def test_leaving_the_client_releases_what_was_left_open(tmp_path) -> None:
 def test_after_a_step_of_unknown_outcome_only_the_same_step_is_safe(tmp_path) -> None:
     async def story(server) -> None:
         async with (
-            lossy_proxy(server.url) as proxy,
-            EnvClient(proxy.url, TOKEN) as client,
+            fault_proxy(server.url) as proxy,
+            EnvClient(proxy.url, TOKEN, timeouts=ClientTimeouts(outage_s=0.3)) as client,
             await client.open_session(TASK) as session,
         ):
-            proxy.lose = 4
+            proxy.choose = lambda request: NetFault.LOSE_REPLY
             with pytest.raises(ProblemError) as caught:
                 await session.step([CLICK])
             lost(caught)
-            with pytest.raises(ProblemError) as caught:
-                await session.step([Click(x=9, y=9)])
-            assert caught.value.code is ProblemCode.SEQ_CONFLICT
+            proxy.choose = lambda request: None
+            for other in (session.step([Click(x=9, y=9)]), session.evaluate()):
+                with pytest.raises(ProblemError) as caught:
+                    await other
+                assert caught.value.code is ProblemCode.SEQ_CONFLICT
             assert (await session.step([CLICK])).seq == 1
             assert (await session.step([Click(x=9, y=9)])).seq == 2
 
@@ -299,8 +316,8 @@ def test_a_full_server_counts_as_ready_because_its_desktops_work(tmp_path) -> No
 def test_an_answer_that_no_env_server_gives_is_backend_lost(answer: httpx.Response) -> None:
     async def main() -> None:
         http = httpx.MockTransport(lambda request: answer)
-        hurried = Backoff(first_s=0.001)
-        async with EnvClient("http://server", TOKEN, backoff=hurried, http=http) as client:
+        hurried = {"backoff": Backoff(first_s=0.001), "timeouts": ClientTimeouts(close_s=0.1)}
+        async with EnvClient("http://server", TOKEN, http=http, **hurried) as client:
             for call in (client.capacity(), client.open_session(TASK)):
                 with pytest.raises(ProblemError) as caught:
                     await call
@@ -343,5 +360,5 @@ def test_pauses_grow_are_bounded_and_differ() -> None:
 
 
 def test_the_public_surface_is_small() -> None:
-    assert set(arpo.client.__all__) == {"Backoff", "ClientTimeouts", "EnvClient", "Session"}
+    assert set(arpo.client.__all__) == {"Backoff", "BreakerRules", "ClientTimeouts", "EnvClient", "Session"}
     assert arpo.client.Session is Session

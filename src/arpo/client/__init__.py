@@ -5,13 +5,15 @@
             reply = await session.step([Click(x=10, y=20), Finished()])
             score = await session.evaluate()
 
-Every failure is a `ProblemError` (arpo.protocol.problems); its `fault` says who is to blame. What may be sent
-again is sent again: connections that were never made, and every call about a session, because a step carries
-its seq.
+Every failure is a `ProblemError` (arpo.protocol.problems); its `fault` says who is to blame. Whatever is sent may
+be sent again, because the server tells repeats apart: creations by their key, steps by their seq. Calls about a
+session ride out an outage (`ClientTimeouts.outage_s`); a server that does not answer is left alone but for one probe
+at a time (`BreakerRules`).
 """
 
+from arpo.client.breaker import BreakerRules
 from arpo.client.client import EnvClient
+from arpo.client.limits import Backoff, ClientTimeouts
 from arpo.client.session import Session
-from arpo.client.transport import Backoff, ClientTimeouts
 
-__all__ = ["Backoff", "ClientTimeouts", "EnvClient", "Session"]
+__all__ = ["Backoff", "BreakerRules", "ClientTimeouts", "EnvClient", "Session"]

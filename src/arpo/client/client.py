@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import logging
+import secrets
 import time
 from collections.abc import Callable, Coroutine, Mapping
 from types import TracebackType
@@ -11,10 +13,14 @@ from weakref import WeakSet
 
 import httpx
 
+from arpo.client.breaker import BreakerRules
+from arpo.client.limits import Backoff, ClientTimeouts
 from arpo.client.session import Session
-from arpo.client.transport import Backoff, ClientTimeouts, Transport
+from arpo.client.transport import Call, Transport, UnansweredError
 from arpo.protocol.messages import Capacity, CreateSession, Ready, SessionCreated, SessionOptions
 from arpo.protocol.problems import ProblemCode, ProblemError
+
+log = logging.getLogger(__name__)
 
 # What passes by itself: desktops become free, or start after all.
 _SHORTAGES = frozenset({ProblemCode.CAPACITY, ProblemCode.START_FAILED})
@@ -26,7 +32,8 @@ class EnvClient:
     concurrently.
 
     url: e.g. `http://127.0.0.1:18082`. token: one of the server's. http: another httpx transport, for tests.
-    It outlives its server: after a restart new sessions work, old ones raise backend_lost.
+    It outlives its server: after a restart new sessions work, old ones raise backend_lost. breaker: when to leave a
+    server that does not answer alone; all sessions share it.
     Raises ConfigError for a URL or a token that cannot work; its methods raise ProblemError.
     """
 
@@ -37,12 +44,15 @@ class EnvClient:
         *,
         timeouts: ClientTimeouts | None = None,
         backoff: Backoff | None = None,
+        breaker: BreakerRules | None = None,
         http: httpx.AsyncBaseTransport | None = None,
     ) -> None:
         self._timeouts = timeouts or ClientTimeouts()
         self._backoff = backoff or Backoff()
-        self._transport = Transport(url, token, self._timeouts, self._backoff, http)
-        # A session whose release is still on its way is kept alive by that task.
+        self._transport = Transport(
+            url, token, self._timeouts, self._backoff, breaker or BreakerRules(), http
+        )
+        # A session that nobody else holds is kept alive by its heartbeat or by its release.
         self._sessions: WeakSet[Session] = WeakSet()
         self._background: set[asyncio.Task[None]] = set()
 
@@ -53,8 +63,13 @@ class EnvClient:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        await asyncio.gather(*self._background, *(session.close() for session in self._sessions))
-        await self._transport.__aexit__(kind, error, trace)
+        try:
+            await asyncio.gather(*(session.close() for session in self._sessions))
+            await self._settle()
+        finally:
+            for task in self._background:
+                task.cancel()
+            await self._transport.__aexit__(kind, error, trace)
 
     @property
     def url(self) -> str:
@@ -63,14 +78,14 @@ class EnvClient:
 
     async def capacity(self) -> Capacity:
         """How many desktops the server has, and what they are doing."""
-        return (await self._transport.call("GET", "/v1/capacity")).read(Capacity)
+        return (await self._transport.quick(Call("GET", "/v1/capacity"))).read(Capacity)
 
     async def ready(self) -> tuple[bool, str]:
         """Whether the server can lease a desktop now, and why not (or which desktops are out of service).
         Asks once.
         """
         try:
-            answer = await self._transport.call("GET", "/readyz", attempts=1)
+            answer = await self._transport.glance(Call("GET", "/readyz"))
         except ProblemError as error:
             return False, error.problem.detail
         return True, answer.read(Ready).note
@@ -102,8 +117,8 @@ class EnvClient:
     async def open_session(self, task: Mapping[str, Any], options: SessionOptions | None = None) -> Session:
         """Lease a desktop in a task's initial state. Waits for a free one, then for its reset.
 
-        task: an OSWorld task JSON. Raises ProblemError, capacity when no desktop became free in time.
-        Cancelled, it leaves no session behind.
+        task: an OSWorld task JSON. Raises ProblemError, capacity when no desktop became free in time; backend_lost
+        within seconds when there is no answer. Cancelled, it leaves no session behind.
         """
         request = CreateSession(task=dict(task), options=options or SessionOptions())
         session = await self._created(request)
@@ -114,13 +129,30 @@ class EnvClient:
             raise
         return session
 
+    async def attach(
+        self, session_id: str, lease: int, *, idle_timeout_s: float = SessionOptions().idle_timeout_s
+    ) -> Session:
+        """Take up a session again that a client which is no more has opened: after a restart of the trainer, say.
+
+        Waits until its desktop is at rest. The session then stands at the seq that the server applied last. Was a
+        step on its way when the client ended, send it again with its `seq`: it is applied unless it has been.
+        idle_timeout_s: the session's own. Raises ProblemError: why the session is over, or lease_lost; it leaves the
+        session as it was then.
+        """
+        session = self._session(session_id, lease, idle_timeout_s)
+        await session.resume()
+        self._sessions.add(session)
+        return session
+
     async def _created(self, request: CreateSession) -> Session:
+        # The server knows by it that all these requests are the same one.
+        key = secrets.token_urlsafe(24)
         deadline = time.monotonic() + self._timeouts.capacity_s
         attempt = 0
         while True:
             # A task of its own: were it cancelled half-way, nobody would know the id of what the server has
             # made.
-            creating = asyncio.create_task(self._create(request))
+            creating = asyncio.create_task(self._create(request, key))
             try:
                 return await asyncio.shield(creating)
             except asyncio.CancelledError:
@@ -133,26 +165,62 @@ class EnvClient:
             attempt += 1
             await asyncio.sleep(pause_s)
 
-    async def _create(self, request: CreateSession) -> Session:
-        answer = await self._transport.call("POST", "/v1/sessions", request, idempotent=False)
-        created = answer.read(SessionCreated)
-        session = Session(self._transport, created, self._timeouts, request.options.idle_timeout_s)
+    async def _create(self, request: CreateSession, key: str) -> Session:
+        creation = Call("POST", "/v1/sessions", request, headers={"Idempotency-Key": key})
+        try:
+            answer = await self._transport.quick(creation)
+        except UnansweredError as error:
+            if error.sent:
+                self._in_background(self._undo(request, creation))
+            raise
+        session = self._session_of(request, answer.read(SessionCreated))
         self._sessions.add(session)
         return session
 
+    async def _undo(self, request: CreateSession, creation: Call) -> None:
+        """Release the session that a creation without an answer may have made; only its key can name it."""
+        try:
+            answer = await self._transport.patient(creation)
+            session = self._session_of(request, answer.read(SessionCreated))
+        except ProblemError as error:
+            log.debug("a creation without an answer: %s", error)
+            return
+        await session.close()
+
+    def _session_of(self, request: CreateSession, created: SessionCreated) -> Session:
+        return self._session(created.session_id, created.lease, request.options.idle_timeout_s)
+
+    def _session(self, session_id: str, lease: int, idle_timeout_s: float) -> Session:
+        return Session(
+            self._transport, session_id, lease, self._timeouts, idle_timeout_s, self._in_background
+        )
+
     async def _working(self, ready: bool) -> Capacity | None:
         try:
-            capacity = (await self._transport.call("GET", "/v1/capacity", attempts=1)).read(Capacity)
+            capacity = (await self._transport.glance(Call("GET", "/v1/capacity"))).read(Capacity)
         except ProblemError as error:
             if error.code is ProblemCode.UNAUTHORIZED:
                 raise
             return None
         return capacity if ready or capacity.busy else None
 
-    def _in_background(self, coroutine: Coroutine[None, None, None]) -> None:
+    def _in_background(self, coroutine: Coroutine[None, None, None]) -> asyncio.Task[None]:
         task = asyncio.create_task(coroutine)
         self._background.add(task)
         task.add_done_callback(self._background.discard)
+        return task
+
+    async def _settle(self) -> None:
+        """Let releases end that are still on their way; one may begin another. At most `close_s` seconds."""
+        deadline = time.monotonic() + self._timeouts.close_s
+        while self._background and (left := deadline - time.monotonic()) > 0:
+            await asyncio.wait(self._background, timeout=left, return_when=asyncio.FIRST_COMPLETED)
+        if self._background:
+            log.warning(
+                "%s: %d sessions without an answer to their release; they end by their idle time-out",
+                self.url,
+                len(self._background),
+            )
 
 
 async def _abandon(creating: asyncio.Task[Session]) -> None:

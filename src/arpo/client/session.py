@@ -2,22 +2,26 @@
 
 Invariants
 - Actions are applied once: a step is sent again with the same seq, and the server tells repeats from new
-  steps.
+  steps. No other step and no evaluation follows a step of which nobody knows whether it was applied.
+- No request is silent for long: what takes longer than a poll is asked for again, and the server joins the two.
+- An observation that a caller sees has its picture, also when the server did not send it again.
 - While the session is open the server hears from it, however long the policy thinks; closing it ends that.
 """
 
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from types import TracebackType
 from typing import Self
 
 from pydantic import ValidationError
 
-from arpo.client.transport import ClientTimeouts, Transport
+from arpo.client.limits import ClientTimeouts
+from arpo.client.transport import Answer, Call, Transport
 from arpo.protocol.actions import Action, Wait
 from arpo.protocol.codec import readable
 from arpo.protocol.messages import (
@@ -25,7 +29,6 @@ from arpo.protocol.messages import (
     EvaluateRequest,
     Lease,
     Observation,
-    SessionCreated,
     SessionState,
     SessionView,
     StepReply,
@@ -35,25 +38,37 @@ from arpo.protocol.problems import ProblemCode, ProblemError
 
 log = logging.getLogger(__name__)
 
-LONG_POLL_S = 25.0
+Spawn = Callable[[Coroutine[None, None, None]], asyncio.Task[None]]
+"""Starts a task that may outlive its session; the client keeps it, and ends it when it is left."""
+
+_RUNNING = frozenset({SessionState.RESETTING, SessionState.STEPPING, SessionState.EVALUATING})
 
 
 class Session:
-    """One session; made by `EnvClient.open_session`, used as an async context manager or closed with `close`.
+    """One session; made by `EnvClient.open_session` or `attach`, used as an async context manager or closed with
+    `close`.
 
-    id, lease: as the server names it. seq: the last step applied. observation: what the screen shows now.
-    Methods raise ProblemError; after an environment fault the session is of no more use.
+    id, lease: as the server names it; with both, `EnvClient.attach` takes the session up again. seq: the last step
+    applied. observation: what the screen shows now. Methods raise ProblemError; after an environment fault the
+    session is of no more use.
     """
 
     def __init__(
-        self, transport: Transport, created: SessionCreated, timeouts: ClientTimeouts, idle_timeout_s: float
+        self,
+        transport: Transport,
+        session_id: str,
+        lease: int,
+        timeouts: ClientTimeouts,
+        idle_timeout_s: float,
+        spawn: Spawn,
     ) -> None:
-        self.id = created.session_id
-        self.lease = created.lease
+        self.id = session_id
+        self.lease = lease
         self.seq = 0
         self._observation: Observation | None = None
         self._transport = transport
         self._timeouts = timeouts
+        self._spawn = spawn
         self._path = f"/v1/sessions/{self.id}"
         self._unsettled: StepRequest | None = None
         self._heard = time.monotonic()
@@ -71,95 +86,163 @@ class Session:
 
     @property
     def observation(self) -> Observation:
-        """What the screen showed after the reset or the last step."""
+        """What the screen showed after the reset or the last step. `unchanged`: no pixel differs from what was seen
+        before; the picture is there in any case.
+        """
         if self._observation is None:
             raise RuntimeError("the session has not been reset yet")
         return self._observation
 
     async def wait_reset(self) -> None:
         """Wait for the reset by long polls; `open_session` has done so. Raises why it failed."""
-        view = await self._wait(SessionState.RESETTING, self._timeouts.reset_s, ProblemCode.RESET_FAILED)
-        if view.observation is None:
-            raise ProblemError(
-                ProblemCode.RESET_FAILED, f"session {self.id} is {view.state.value} after its reset"
-            )
-        self._observation = view.observation
-        self._heartbeat = asyncio.create_task(self._beat(), name=f"heartbeat of {self.id}")
+        await self._begin(self._timeouts.reset_s, ProblemCode.RESET_FAILED)
 
-    async def step(self, actions: Sequence[Action]) -> StepReply:
+    async def resume(self) -> None:
+        """Take up a session that another client object opened: its seq and what it shows, once its desktop is at
+        rest; `attach` has done so. Raises why it is over, or lease_lost.
+        """
+        # A view shows any session of this caller; only a heartbeat tells whether the lease is right, too.
+        await self._call("POST", "/heartbeat", Lease(lease=self.lease))
+        limits = self._timeouts
+        await self._begin(max(limits.reset_s, limits.step_s, limits.evaluate_s), ProblemCode.NOT_READY)
+
+    async def step(self, actions: Sequence[Action], *, seq: int | None = None) -> StepReply:
         """Perform actions and see what came of it.
 
-        A step that raised backend_lost or was cancelled may or may not have been applied: the next call must
-        be the same step again, which is safe. Raises ProblemError seq_conflict for another one.
+        A step that raised backend_lost, or step_timeout, or was cancelled, may or may not have been applied: the next
+        call must be the same step again, which is safe.
+
+        seq: the number under which this step was sent before the client was restarted and attached. If it is the
+        last one applied, its reply comes again and nothing is performed; else it must be the next one, as without.
+        Raises ProblemError seq_conflict for any other step.
         """
         try:
-            request = StepRequest(lease=self.lease, seq=self.seq + 1, actions=list(actions))
+            request = StepRequest(lease=self.lease, seq=seq or self.seq + 1, actions=list(actions))
         except ValidationError as error:
             raise ProblemError(ProblemCode.INVALID_ACTION, readable(error)) from error
-        if self._unsettled is not None and self._unsettled != request:
+        if self._unsettled not in (None, request):
             raise ProblemError(
                 ProblemCode.SEQ_CONFLICT,
-                f"nobody knows whether step {request.seq} was applied; repeat it before another one",
+                f"nobody knows whether step {self._unsettled.seq} was applied; repeat it before another one",
             )
         self._unsettled = request
+        waits_s = sum(action.seconds for action in request.actions if isinstance(action, Wait))
         try:
-            answer = await self._transport.call(
-                "POST", f"{self._path}/step", request, more_attempts=self._attempts_for(request.actions)
+            answer = await self._finish(
+                "/step", request, self._timeouts.step_s + waits_s, ProblemCode.STEP_TIMEOUT
             )
+            reply = answer.read(StepReply)
+            observation = await self._with_picture(reply.observation)
         except ProblemError as error:
-            if error.code is not ProblemCode.BACKEND_LOST:
+            if error.code not in (ProblemCode.BACKEND_LOST, ProblemCode.STEP_TIMEOUT):
                 self._unsettled = None
             raise
-        reply = answer.read(StepReply)
-        self._heard = time.monotonic()
         self._unsettled = None
         self.seq = reply.seq
-        self._observation = reply.observation
-        return reply
+        self._observation = observation
+        return reply.model_copy(update={"observation": observation})
 
     async def evaluate(self) -> float:
-        """The task's score in [0, 1], however long its evaluators take. Asking again gives the same score."""
-        answer = await self._transport.call(
-            "POST", f"{self._path}/evaluate", EvaluateRequest(lease=self.lease), query={"wait_s": LONG_POLL_S}
-        )
-        self._heard = time.monotonic()
-        if answer.status == 200:
-            return answer.read(EvaluateReply).score
-        view = await self._wait(
-            SessionState.EVALUATING, self._timeouts.evaluate_s, ProblemCode.EVALUATOR_TIMEOUT
-        )
-        if view.score is None:
+        """The task's score in [0, 1], however long its evaluators take. Asking again gives the same score.
+
+        Raises ProblemError seq_conflict while nobody knows whether the last step was applied: what would be scored
+        is then not known either.
+        """
+        if self._unsettled is not None:
             raise ProblemError(
-                ProblemCode.EVALUATOR_FAILED, f"session {self.id} is {view.state.value} without a score"
+                ProblemCode.SEQ_CONFLICT,
+                f"nobody knows whether step {self._unsettled.seq} was applied; repeat it before the evaluation",
             )
-        return view.score
+        answer = await self._finish(
+            "/evaluate",
+            EvaluateRequest(lease=self.lease),
+            self._timeouts.evaluate_s,
+            ProblemCode.EVALUATOR_TIMEOUT,
+        )
+        return answer.read(EvaluateReply).score
 
     async def close(self) -> None:
-        """Release the desktop; never raises a problem. Goes on in the background when it is cancelled."""
+        """Release the desktop; never raises a problem. Takes at most `close_s` seconds; what is not released by then,
+        or by the time that this is cancelled, is released in the background.
+        """
         if self._release is None:
             if self._heartbeat is not None:
                 self._heartbeat.cancel()
-            self._release = asyncio.create_task(self._delete(), name=f"release of {self.id}")
-        await asyncio.shield(self._release)
+            self._release = self._spawn(self._delete())
+        await asyncio.wait({self._release}, timeout=self._timeouts.close_s)
 
-    def _attempts_for(self, actions: Sequence[Action]) -> int:
-        """Attempts to add for the waiting that the actions ask for."""
-        return int(sum(a.seconds for a in actions if isinstance(a, Wait)) // self._timeouts.read_s)
+    async def _begin(self, limit_s: float, late: ProblemCode) -> None:
+        """Learn seq and picture from the server once the desktop is at rest, and keep the session from then on."""
+        try:
+            async with asyncio.timeout(limit_s):
+                while (view := await self._view(self._timeouts.poll_s)).state in _RUNNING:
+                    pass
+        except TimeoutError as error:
+            raise ProblemError(
+                late, f"the desktop of session {self.id} was not ready after {limit_s:g} s"
+            ) from error
+        if view.observation is None:
+            raise ProblemError(
+                ProblemCode.BACKEND_LOST, f"session {self.id} is {view.state.value} and shows nothing"
+            )
+        self.seq = view.seq
+        self._observation = await self._with_picture(view.observation)
+        self._heartbeat = asyncio.create_task(self._beat(), name=f"heartbeat of {self.id}")
 
-    async def _wait(self, while_in: SessionState, limit_s: float, late: ProblemCode) -> SessionView:
-        """Poll until the session has left a state. Raises its problem, or `late` when it does not leave in
-        time.
+    async def _finish(
+        self, verb: str, request: StepRequest | EvaluateRequest, limit_s: float, late: ProblemCode
+    ) -> Answer:
+        """Submit an operation, and again while it is running: the server joins them. Raises `late` when it has not
+        ended in time.
         """
-        deadline = time.monotonic() + limit_s
-        while (left := deadline - time.monotonic()) > 0:
-            answer = await self._transport.call("GET", self._path, query={"wait_s": min(LONG_POLL_S, left)})
-            view = answer.read(SessionView)
-            self._heard = time.monotonic()
-            if view.problem is not None:
-                raise ProblemError.of(view.problem)
-            if view.state is not while_in:
-                return view
-        raise ProblemError(late, f"session {self.id} was still {while_in.value} after {limit_s:g} s")
+        try:
+            async with asyncio.timeout(limit_s):
+                while True:
+                    answer = await self._call("POST", verb, request, hold_s=self._timeouts.poll_s)
+                    if answer.status != 202:
+                        return answer
+        except TimeoutError as error:
+            raise ProblemError(
+                late, f"{verb[1:]} of session {self.id} has not ended after {limit_s:g} s"
+            ) from error
+
+    async def _view(self, hold_s: float = 0.0) -> SessionView:
+        """The session as the server sees it. Raises its problem."""
+        view = (await self._call("GET", hold_s=hold_s)).read(SessionView)
+        if view.problem is not None:
+            raise ProblemError.of(view.problem)
+        return view
+
+    async def _with_picture(self, observation: Observation) -> Observation:
+        """The observation with its bytes: as they came, or of the picture before, or fetched."""
+        picture = observation.screenshot
+        if picture.data:
+            if hashlib.sha256(picture.data).hexdigest() != picture.sha256:
+                raise ProblemError(
+                    ProblemCode.BACKEND_LOST, f"session {self.id}: a picture does not have its sha256"
+                )
+            return observation
+        before = self._observation
+        if before is None or before.screenshot.sha256 != picture.sha256:
+            shown = (await self._view()).observation
+            if shown is None or not shown.screenshot.data or shown.screenshot.sha256 != picture.sha256:
+                raise ProblemError(
+                    ProblemCode.BACKEND_LOST,
+                    f"session {self.id}: the server has no more the picture {picture.sha256}",
+                )
+            before = await self._with_picture(shown)
+        return observation.model_copy(update={"screenshot": before.screenshot})
+
+    async def _call(
+        self,
+        method: str,
+        verb: str = "",
+        message: StepRequest | EvaluateRequest | Lease | None = None,
+        hold_s: float | None = None,
+    ) -> Answer:
+        answer = await self._transport.patient(Call(method, self._path + verb, message, hold_s=hold_s))
+        self._heard = time.monotonic()
+        return answer
 
     async def _beat(self) -> None:
         """Tell the server that the session is wanted, whenever it has heard nothing for a third of its
@@ -171,25 +254,19 @@ class Session:
                 await asyncio.sleep(self._beat_s - silent_s)
                 continue
             try:
-                await self._transport.call(
-                    "POST", f"{self._path}/heartbeat", Lease(lease=self.lease), attempts=1
-                )
+                await self._call("POST", "/heartbeat", Lease(lease=self.lease))
             except ProblemError as error:
                 # The next step will say so to the one who can act on it; here only an outage may still pass.
                 log.debug("heartbeat of %s: %s", self.id, error)
                 if error.code is not ProblemCode.BACKEND_LOST:
                     return
-            self._heard = time.monotonic()
+                self._heard = time.monotonic()
 
     async def _delete(self) -> None:
+        # Several attempts must fit into what a client that is being left waits for.
+        release = Call("DELETE", self._path, lease=self.lease, read_s=self._timeouts.close_s / 3)
         try:
-            async with asyncio.timeout(self._timeouts.close_s):
-                await self._transport.call("DELETE", self._path, query={"lease": self.lease}, attempts=2)
+            await self._transport.patient(release)
         except ProblemError as error:
-            # Gone already, or its server is: nothing holds the desktop any more, or the idle time-out ends
-            # it.
+            # Gone already, or its server is: nothing holds the desktop any more, or the idle time-out ends it.
             log.debug("release of session %s: %s", self.id, error)
-        except TimeoutError:
-            log.warning(
-                "session %s: no answer to its release; the server releases it when it stays silent", self.id
-            )

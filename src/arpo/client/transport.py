@@ -1,14 +1,18 @@
-"""One call to the env-server: retried where that is safe, and every failure typed.
+"""One call to the env-server: sent again where that is safe, and every failure typed.
 
-Invariant: whatever goes wrong on the way to an answer is a ProblemError: the server's own problem, or
-backend_lost when there was no usable answer. No httpx error leaves this module.
+Invariants
+- Whatever goes wrong on the way to an answer is a ProblemError: the server's own problem, or backend_lost when there
+  was no usable answer. No httpx error leaves this module.
+- Everything that is sent may be sent twice: what is no repeat by nature carries a key or a seq by which the server
+  tells. So the only question is for how long to try.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-import random
+import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Self, TypeVar
@@ -17,6 +21,9 @@ from urllib.parse import urlsplit
 import httpx
 from pydantic import BaseModel, ValidationError
 
+from arpo.client.breaker import BreakerRules, Ticket
+from arpo.client.circuit import Circuit, CircuitOpenError
+from arpo.client.limits import Backoff, ClientTimeouts
 from arpo.protocol.codec import MSGPACK, PROBLEM_JSON, CodecError, decode, encode, media_type
 from arpo.protocol.problems import ConfigError, Problem, ProblemCode, ProblemError
 
@@ -24,46 +31,19 @@ log = logging.getLogger(__name__)
 
 M = TypeVar("M", bound=BaseModel)
 
-# The request never left this machine, so sending it again cannot do anything twice.
+# The request never left this machine, so the server cannot have acted on it.
 _NEVER_SENT = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout)
 
 # Statuses with which proxies say that the server behind them did not answer.
 _GATEWAY_STATUSES = frozenset({502, 503, 504})
 
 
-@dataclass(frozen=True)
-class ClientTimeouts:
-    """Seconds.
+class UnansweredError(ProblemError):
+    """backend_lost because there was no usable answer. sent: the server may have acted all the same."""
 
-    connect, read, write, pool: of one attempt, as in httpx. A step may take `read_s` times the attempts: the
-    retry of a slow step joins the one that is running. capacity_s: how long `open_session` waits for a free
-    desktop. reset_s, evaluate_s: how long it waits for the end of a reset or an evaluation. close_s: for a
-    release.
-    """
-
-    connect_s: float = 5.0
-    read_s: float = 40.0
-    write_s: float = 30.0
-    pool_s: float = 60.0
-    capacity_s: float = 600.0
-    reset_s: float = 1200.0
-    evaluate_s: float = 900.0
-    close_s: float = 5.0
-
-
-@dataclass(frozen=True)
-class Backoff:
-    """Growing pauses with jitter: attempt n (from 0) is followed by one of `first_s`·2ⁿ, at most `longest_s`,
-    of which a random half is left out so that many clients do not come back together."""
-
-    attempts: int = 4
-    first_s: float = 0.2
-    longest_s: float = 5.0
-
-    def pause_s(self, attempt: int) -> float:
-        """Seconds to wait after attempt n."""
-        ceiling = min(self.longest_s, self.first_s * 2.0 ** min(attempt, 16))
-        return ceiling * random.uniform(0.5, 1.0)  # noqa: S311 - not a secret
+    def __init__(self, detail: str, *, sent: bool, retry_after_s: float | None = None) -> None:
+        super().__init__(ProblemCode.BACKEND_LOST, detail, retry_after_s=retry_after_s)
+        self.sent = sent
 
 
 @dataclass(frozen=True)
@@ -85,6 +65,28 @@ class Answer:
             ) from error
 
 
+@dataclass(frozen=True)
+class Call:
+    """One request. hold_s: how long the server may wait before it answers (`wait_s` on the wire; None: not asked).
+
+    read_s: the silence allowed beyond that, instead of the client's.
+    """
+
+    method: str
+    path: str
+    message: BaseModel | None = None
+    lease: int | None = None
+    hold_s: float | None = None
+    headers: Mapping[str, str] | None = None
+    read_s: float | None = None
+
+    @property
+    def query(self) -> dict[str, str | float]:
+        """What the URL carries."""
+        given = {"lease": self.lease, "wait_s": self.hold_s}
+        return {name: value for name, value in given.items() if value is not None}
+
+
 class Transport:
     """The connections to one env-server or gateway.
 
@@ -97,6 +99,7 @@ class Transport:
         token: str,
         timeouts: ClientTimeouts,
         backoff: Backoff,
+        breaker: BreakerRules,
         http: httpx.AsyncBaseTransport | None = None,
     ) -> None:
         parts = urlsplit(url)
@@ -107,16 +110,12 @@ class Transport:
                 "the env-server token is empty or not printable ASCII; fix: copy the token file"
             )
         self.url = url.rstrip("/")
+        self._timeouts = timeouts
         self._backoff = backoff
+        self._circuit = Circuit(breaker, self._probe)
         self._http = httpx.AsyncClient(
             base_url=self.url,
             headers={"Authorization": f"Bearer {token}", "Accept": MSGPACK},
-            timeout=httpx.Timeout(
-                connect=timeouts.connect_s,
-                read=timeouts.read_s,
-                write=timeouts.write_s,
-                pool=timeouts.pool_s,
-            ),
             # One connection for each episode in flight; idle ones are dropped before the server drops them.
             limits=httpx.Limits(max_connections=None, max_keepalive_connections=256, keepalive_expiry=20.0),
             transport=http,
@@ -131,49 +130,110 @@ class Transport:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._circuit.close()
         await self._http.__aexit__(kind, error, trace)
 
-    async def call(
-        self,
-        method: str,
-        path: str,
-        message: BaseModel | None = None,
-        *,
-        query: dict[str, str | float] | None = None,
-        idempotent: bool = True,
-        attempts: int | None = None,
-        more_attempts: int = 0,
-    ) -> Answer:
-        """Send a request until there is an answer.
+    async def quick(self, call: Call, attempts: int | None = None) -> Answer:
+        """Send a request a few times, and fail at once while the circuit is open.
 
-        idempotent: it may be sent again although the server may have acted on it; without, only a request
-        that never left is. attempts: at most so many, instead of the back-off's. Raises ProblemError: the
-        server's, or backend_lost.
+        attempts: at most so many, instead of the back-off's. Raises ProblemError: the server's, or backend_lost
+        (UnansweredError).
         """
-        limit = (attempts or self._backoff.attempts) + more_attempts
+        limit = attempts or self._backoff.attempts
+        sent = False
+        for attempt in range(limit):
+            try:
+                return await self._attempt(call, await self._circuit.enter(time.monotonic()))
+            except CircuitOpenError as error:
+                raise self._unanswered(call, error, sent, attempt) from error
+            except _NoAnswerError as error:
+                sent = sent or error.sent
+                if attempt + 1 == limit:
+                    raise self._unanswered(call, error, sent, limit) from error
+                log.debug("%s %s: attempt %d: %s", call.method, call.path, attempt + 1, error)
+            await asyncio.sleep(self._backoff.pause_s(attempt))
+        raise AssertionError("a call without attempts")
+
+    async def patient(self, call: Call) -> Answer:
+        """Send a request until there is an answer, or until there was none for `outage_s` seconds.
+
+        Raises ProblemError: the server's, or backend_lost (UnansweredError).
+        """
+        outage_s = self._timeouts.outage_s
+        until = None if self._circuit.closed else time.monotonic() + outage_s
+        sent = False
         attempt = 0
         while True:
             try:
-                return await self._once(method, path, message, query)
-            except (httpx.TransportError, _GatewayError) as error:
+                ticket = await self._circuit.enter(until or time.monotonic() + outage_s)
+                return await self._attempt(call, ticket)
+            except CircuitOpenError as error:
+                raise self._unanswered(call, error, sent, attempt) from error
+            except _NoAnswerError as error:
                 attempt += 1
-                if attempt >= limit or not (idempotent or isinstance(error, _NEVER_SENT)):
-                    raise ProblemError(
-                        ProblemCode.BACKEND_LOST,
-                        f"{method} {self.url}{path}: {str(error) or type(error).__name__} (tried {attempt}×)",
-                    ) from error
-                log.debug("%s %s: attempt %d: %r", method, path, attempt, error)
-            await asyncio.sleep(self._backoff.pause_s(attempt - 1))
+                sent = sent or error.sent
+                now = time.monotonic()
+                until = until or now + outage_s
+                pause_s = self._backoff.pause_s(attempt - 1)
+                if now + pause_s > until:
+                    raise self._unanswered(call, error, sent, attempt) from error
+                log.debug("%s %s: attempt %d: %s", call.method, call.path, attempt, error)
+            await asyncio.sleep(pause_s)
 
-    async def _once(
-        self, method: str, path: str, message: BaseModel | None, query: dict[str, str | float] | None
-    ) -> Answer:
-        body = None if message is None else encode(message, MSGPACK)
-        headers = {} if body is None else {"Content-Type": MSGPACK}
+    async def glance(self, call: Call) -> Answer:
+        """Send a request once, whatever the circuit says: for a caller who polls until there is an answer."""
         try:
-            response = await self._http.request(method, path, content=body, headers=headers, params=query)
-        except (httpx.DecodingError, httpx.TooManyRedirects) as error:
-            raise _GatewayError(f"unreadable answer: {error}") from error
+            return await self._attempt(call, None)
+        except _NoAnswerError as error:
+            raise self._unanswered(call, error, error.sent, 1) from error
+
+    async def _attempt(self, call: Call, ticket: Ticket | None) -> Answer:
+        """One attempt; the circuit learns what came of it. Raises _NoAnswerError or the server's problem."""
+        try:
+            answer = await self._once(call)
+        except _NoAnswerError as error:
+            if ticket is not None:
+                self._circuit.failed(ticket, str(error))
+            raise
+        except ProblemError as error:
+            self._circuit.answered()
+            if error.code is ProblemCode.REQUEST_TIMEOUT:
+                # The link was too slow for the request, which therefore never took effect.
+                raise _NoAnswerError(str(error), sent=False) from error
+            raise
+        self._circuit.answered()
+        return answer
+
+    async def _probe(self) -> str | None:
+        patience = self._timeouts
+        try:
+            await self._once(Call("GET", "/healthz", read_s=min(patience.connect_s, patience.read_s)))
+        except _NoAnswerError as error:
+            return str(error)
+        except ProblemError:
+            return None
+        return None
+
+    async def _once(self, call: Call) -> Answer:
+        body = None if call.message is None else encode(call.message, MSGPACK)
+        headers = dict(call.headers or {})
+        if body is not None:
+            headers["Content-Type"] = MSGPACK
+        limits = self._timeouts
+        silence_s = (call.hold_s or 0.0) + (limits.read_s if call.read_s is None else call.read_s)
+        timeout = httpx.Timeout(
+            connect=limits.connect_s, read=silence_s, write=limits.write_s, pool=limits.pool_s
+        )
+        try:
+            response = await self._http.request(
+                call.method, call.path, content=body, headers=headers, params=call.query, timeout=timeout
+            )
+        except httpx.TransportError as error:
+            raise _NoAnswerError(
+                str(error) or type(error).__name__, sent=not isinstance(error, _NEVER_SENT)
+            ) from error
+        except httpx.DecodingError as error:
+            raise _NoAnswerError(f"unreadable answer: {error}") from error
         encoding = media_type(response.headers.get("content-type"))
         if response.is_success:
             return Answer(response.status_code, encoding, response.content, self.url)
@@ -181,15 +241,27 @@ class Transport:
             try:
                 problem = Problem.model_validate_json(response.content)
             except ValidationError as error:
-                raise _GatewayError(f"status {response.status_code} with an unreadable problem") from error
+                raise _NoAnswerError(f"status {response.status_code} with an unreadable problem") from error
             raise ProblemError.of(problem)
         if response.status_code in _GATEWAY_STATUSES:
-            raise _GatewayError(f"status {response.status_code} from something in between")
+            raise _NoAnswerError(f"status {response.status_code} from something in between")
         raise ProblemError(
             ProblemCode.BACKEND_LOST,
-            f"{method} {self.url}{path}: status {response.status_code}, no problem: is this an env-server?",
+            f"{call.method} {self.url}{call.path}: status {response.status_code}, no problem: is this an env-server?",
+        )
+
+    def _unanswered(self, call: Call, error: Exception, sent: bool, tried: int) -> UnansweredError:
+        retry_after_s = error.retry_after_s if isinstance(error, CircuitOpenError) else None
+        return UnansweredError(
+            f"{call.method} {self.url}{call.path}: {error} (tried {tried}×)",
+            sent=sent,
+            retry_after_s=retry_after_s,
         )
 
 
-class _GatewayError(Exception):
-    """Something between here and the env-server answered in its place."""
+class _NoAnswerError(Exception):
+    """One attempt brought no answer of an env-server. sent: it may have acted all the same."""
+
+    def __init__(self, reason: str, *, sent: bool = True) -> None:
+        super().__init__(reason)
+        self.sent = sent
