@@ -162,7 +162,12 @@ GOES_WRONG = [
         "fuzzy_match: result (vlc_config): the guest has no HTTP address",
     ),
     (
-        {"func": "compare_image_text", "result": rule(__file__), "expected": rule({})},
+        {
+            "func": "compare_image_text",
+            "postconfig": [{"type": "execute", "parameters": {"command": ["echo", "x"], "stdout": "a.png"}}],
+            "result": {"type": "cache_file", "path": "a.png"},
+            "expected": rule({}),
+        },
         "compare_image_text: it needs packages that are not installed (pip install easyocr)"
         if shutil.which("file")
         else "compare_image_text: it needs a program that is not installed (apt-get install file)",

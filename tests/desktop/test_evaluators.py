@@ -20,7 +20,7 @@ from arpo.desktop.evaluators import EvaluatorError, EvaluatorPool
 def hanging(tmp_path):
     file = tmp_path / "a.txt"
     file.write_text("a" * 60 + "b\n")
-    return MetricCall("check_list", (str(file), {"expect": ["^(a+)+$"]}), {})
+    return MetricCall("check_list", (str(file), {"expect": ["^(a+)+$"]}), {}, str(tmp_path))
 
 
 def same(value):
@@ -140,7 +140,9 @@ def test_the_environment_of_the_env_server_is_not_handed_on(monkeypatch, tmp_pat
     (tmp_path / "test.py").write_text("import os\ndef test():\n    return 'ARPO_SECRET' not in os.environ\n")
 
     async def scenario(pool):
-        call = MetricCall("check_python_file_by_test_suite", ("ignored", str(tmp_path / "test.py")), {})
+        call = MetricCall(
+            "check_python_file_by_test_suite", ("ignored", str(tmp_path / "test.py")), {}, str(tmp_path)
+        )
         return await pool.call(call, timeout_s=20)
 
     assert with_pool(scenario, run_agent_code=True) == 1.0
@@ -206,7 +208,10 @@ def test_desktop_envs_metrics_tell_right_from_wrong(tmp_path):
     async def scenario(pool):
         scores = {}
         for name, right, wrong, options in METRICS:
-            calls = [MetricCall(name, tuple(map(on_disk, given)), options) for given in (right, wrong)]
+            calls = [
+                MetricCall(name, tuple(map(on_disk, given)), options, str(tmp_path))
+                for given in (right, wrong)
+            ]
             scores[name] = [float(await pool.call(call, timeout_s=60)) for call in calls]
         return scores
 

@@ -7,11 +7,14 @@ import time
 
 import pytest
 
+from arpo.desktop.addresses import AddressPolicy
 from arpo.desktop.setup import _STEPS, _UNSUPPORTED, SetupContext, SetupError, run_setup
 from arpo.desktop.sources import SourceError, Sources, inside
 from arpo.providers.simulated.provider import SimulatedProvider
 from arpo.tasks.model import SetupStep
 from arpo.tasks.osworld_names import SETUP_STEPS
+
+LOCAL = AddressPolicy.parse(["127.0.0.1"])
 
 
 @pytest.fixture
@@ -42,7 +45,7 @@ def set_up(steps, folder, **context):
     async def run():
         guest = await SimulatedProvider().start()
         parsed = [SetupStep(type=kind, parameters=parameters) for kind, parameters in steps]
-        await run_setup(parsed, SetupContext(guest, Sources(), folder, **context))
+        await run_setup(parsed, SetupContext(guest, Sources(allow=LOCAL), folder, **context))
         return guest
 
     return asyncio.run(run()).client.machine
@@ -72,7 +75,7 @@ def test_upload_file_takes_the_files_that_download_takes(tmp_path):
 
 
 def fetch(url, **arguments):
-    return asyncio.run(Sources(**arguments).fetch(url))
+    return asyncio.run(Sources(**{"allow": LOCAL, **arguments}).fetch(url))
 
 
 def test_a_download_is_kept_when_there_is_a_place_for_it(web, tmp_path):

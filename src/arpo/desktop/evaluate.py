@@ -15,8 +15,8 @@ from __future__ import annotations
 import math
 
 from arpo.desktop.evaluator_messages import MetricCall
-from arpo.desktop.evaluators import EvaluatorError, EvaluatorPool, MissingFile
-from arpo.desktop.getters import GetterContext, get
+from arpo.desktop.evaluators import EvaluatorError, EvaluatorPool, EvaluatorRefused, MissingFile
+from arpo.desktop.getters import GetterConfigError, GetterContext, get
 from arpo.desktop.setup import SetupContext, SetupError, run_setup
 from arpo.desktop.sources import SourceError
 from arpo.guest_client import GuestError
@@ -67,8 +67,11 @@ async def _score(term: Term, context: GetterContext, pool: EvaluatorPool) -> flo
             raise _failed(f"{term.func}: expected ({term.expected['type']}): {error}") from error
     try:
         value = await pool.call(
-            MetricCall(term.func, tuple(arguments), term.options), timeout_s=context.timeout_s
+            MetricCall(term.func, tuple(arguments), term.options, str(context.cache_dir)),
+            timeout_s=context.timeout_s,
         )
+    except EvaluatorRefused as error:
+        raise _failed(f"{term.func}: {error}") from error
     except EvaluatorError as error:
         if result is None and term.result is not None and term.result["type"] in _FILE_GETTERS:
             return 0.0
@@ -83,9 +86,7 @@ async def _get(term: Term, field: str, context: GetterContext) -> object:
     where = f"{term.func}: {field} ({config['type']})"
     try:
         return await get(config, context)
-    except KeyError as error:
-        raise _failed(f"{where}: {error} is missing") from error
-    except (EvaluatorError, GuestError, SourceError) as error:
+    except (EvaluatorError, GetterConfigError, GuestError, SourceError) as error:
         raise _failed(f"{where}: {error}") from error
 
 

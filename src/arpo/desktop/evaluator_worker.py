@@ -3,6 +3,9 @@
 Started by `arpo.desktop.evaluators` as `python -m arpo.desktop.evaluator_worker`. Frames on stdin and stdout are
 as in `evaluator_messages`; what evaluators print goes to stderr. Ends when stdin ends.
 
+Every call runs in a thread of its own, which the kernel, where it can, holds to that call's limits (`confinement`):
+such a restriction cannot be lifted again, and the next call may belong to another episode.
+
 Being a process of its own keeps pandas and friends out of the env-server, gives a time-out that really stops a
 hanging evaluator, and survives one that crashes the interpreter.
 """
@@ -14,29 +17,50 @@ import os
 import pickle
 import signal
 import sys
+import threading
+from datetime import date, time, timedelta
 from functools import cached_property
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from arpo.desktop import osworld
-from arpo.desktop.evaluator_messages import LENGTH, Answer, Failure, GetterCall, GuestView, MetricCall
+from arpo.desktop.confinement import Guard, guarded
+from arpo.desktop.evaluator_messages import LENGTH, Answer, Failure, GetterCall, GuestView, MetricCall, Order
 
 _PR_SET_PDEATHSIG = 1
+
+_GIB = 1 << 30
+_MAX_MEMORY = 4 * _GIB  # a file of the agent's may unfold into anything
+_MAX_FILE = _GIB
 
 
 def main() -> None:
     """Serve calls until stdin ends."""
     _die_with_parent()
+    _bound_resources()
     calls, answers = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
-    while (call := read_frame(calls)) is not None:
-        write_frame(answers, _perform(call))
+    while (order := read_frame(calls)) is not None:
+        write_frame(answers, _confined(order))
 
 
 def _die_with_parent() -> None:
     """A hanging evaluator does not see its stdin end; on Linux the kernel can be told to kill it with the parent."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def _bound_resources() -> None:
+    """No more memory than `_MAX_MEMORY`, no file larger than `_MAX_FILE`, no core dumps; where the system can."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return
+    wanted = {resource.RLIMIT_DATA: _MAX_MEMORY, resource.RLIMIT_FSIZE: _MAX_FILE, resource.RLIMIT_CORE: 0}
+    for kind, limit in wanted.items():
+        _, most = resource.getrlimit(kind)
+        if most == resource.RLIM_INFINITY or limit < most:
+            resource.setrlimit(kind, (limit, limit))
 
 
 def read_frame(stream: BinaryIO) -> Any:
@@ -47,24 +71,53 @@ def read_frame(stream: BinaryIO) -> Any:
     return pickle.loads(stream.read(LENGTH.unpack(header)[0]))  # noqa: S301 - from our own parent
 
 
-def write_frame(stream: BinaryIO, value: object) -> None:
-    """Send an object."""
-    try:
-        data = pickle.dumps(value)
-    except Exception as error:  # pickling runs the value's own code, which may raise anything
-        data = pickle.dumps(Failure(f"its result cannot be sent: {type(error).__name__}: {error}"))
+def write_frame(stream: BinaryIO, reply: Answer | Failure) -> None:
+    """Send a reply."""
+    data = pickle.dumps(reply)
     stream.write(LENGTH.pack(len(data)) + data)
     stream.flush()
 
 
-def _perform(call: MetricCall | GetterCall) -> Answer | Failure:
+def _confined(order: Order) -> Answer | Failure:
+    """The call's reply, computed in a new thread under the call's limits; a call that overstepped them has failed."""
+    call = order.call
+    view = call.guest if isinstance(call, GetterCall) else GuestView(call.cache_dir, (0, 0))
+    guard = Guard(
+        Path(view.cache_dir) if view.cache_dir else None,
+        guest=frozenset(address for address in (view.server, view.chromium, view.vlc) if address),
+        allow=order.allow,
+        any_program=order.any_program,
+    )
+    replies: list[Answer | Failure] = []
+
+    def run() -> None:
+        try:
+            guard.confine_thread(network=isinstance(call, GetterCall))
+        except OSError as error:
+            replies.append(Failure(f"its process cannot be confined: {error}"))
+            return
+        with guarded(guard):
+            replies.append(_perform(call, guard))
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    thread.join()
+    if guard.refused:  # many metrics catch everything and return 0: that would be a wrong score
+        return Failure(f"it may not {guard.refused[0]}", refused=True)
+    return replies[0] if replies else Failure("it ended its thread")
+
+
+def _perform(call: MetricCall | GetterCall, guard: Guard) -> Answer | Failure:
     osworld.absent_packages()
     try:
         if isinstance(call, MetricCall):
             osworld.check_program(call.name)
-            value = osworld.load_metric(call.name)(*call.arguments, **call.options)
+            metric = osworld.load_metric(call.name)
+            guard.check_arguments(call.name, call.arguments)
+            value = metric(*call.arguments, **call.options)
         else:
             value = osworld.load_getter(call.kind)(_Env(call.guest), call.config)
+        value = _plain(value)
     except osworld.Unavailable as error:
         return Failure(f"{error}{_to_install(osworld.absent_packages())}")
     except FileNotFoundError as error:
@@ -75,6 +128,24 @@ def _perform(call: MetricCall | GetterCall) -> Answer | Failure:
     if absent:  # many metrics catch everything and return 0: that would be a wrong score
         return Failure(f"it needs packages that are not installed{_to_install(absent)}")
     return Answer(value)
+
+
+def _plain(value: Any) -> Any:
+    """The value in Python's own data types: libraries return subclasses and scalars of theirs."""
+    if value is None or isinstance(value, bool | complex | date | time | timedelta):
+        return value
+    scalars: tuple[type[Any], ...] = (str, bytes, int, float)
+    for kind in scalars:
+        if isinstance(value, kind):
+            return kind(value)
+    if isinstance(value, dict):
+        return {_plain(key): _plain(item) for key, item in value.items()}
+    for collection in (list, tuple, set, frozenset):
+        if isinstance(value, collection):
+            return collection(_plain(item) for item in value)
+    if hasattr(value, "tolist"):  # numpy's
+        return _plain(value.tolist())
+    raise TypeError(f"it returned a {type(value).__name__}, which is no plain data")
 
 
 def _to_install(packages: list[str]) -> str:

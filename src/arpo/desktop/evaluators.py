@@ -1,12 +1,15 @@
 """Runs evaluators in processes of their own, with a time-out that really ends them.
 
-Invariant: a process serves one call at a time; one whose call timed out, was cancelled or died is never used again.
+Invariants
+- A process serves one call at a time; one whose call timed out, was cancelled or died is never used again.
+- A call touches no more of this host than `confinement` says; one that tried to is an error, never a value.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import os
 import pickle
 import shutil
@@ -16,19 +19,31 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
-from arpo.desktop.evaluator_messages import LENGTH, Answer, Failure, GetterCall, MetricCall
+from arpo.desktop import landlock
+from arpo.desktop.addresses import AddressPolicy
+from arpo.desktop.evaluator_messages import LENGTH, Answer, Failure, GetterCall, MetricCall, Order, read_reply
+
+_log = logging.getLogger(__name__)
 
 RUNS_AGENT_CODE = frozenset({"check_gnome_favorite_apps", "check_python_file_by_test_suite"})
 """Metrics that execute what the agent wrote, on this host, as the env-server's user."""
 
 _INHERITED = (
-    "PATH", "PYTHONPATH", "PYTHONHASHSEED", "LANG", "LC_ALL", "TZ", "VIRTUAL_ENV", "SSL_CERT_FILE",
-    "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "http_proxy", "https_proxy", "no_proxy",
-)  # fmt: skip
+    "PATH", "PYTHONPATH", "PYTHONHASHSEED", "LANG", "LC_ALL", "TZ", "VIRTUAL_ENV", "SSL_CERT_FILE", "SYSTEMROOT",
+)  # fmt: skip  # no proxies: behind one, an address could not be judged, and evaluators talk to the guest
+
+
+# No bytecode beside the software, which a call may not write; no imports from the working directory, where metrics
+# write what agents made.
+_OWN = {"PYTHONDONTWRITEBYTECODE": "1", "PYTHONSAFEPATH": "1"}
 
 
 class EvaluatorError(Exception):
     """An evaluator failed, or cannot be used here."""
+
+
+class EvaluatorRefused(EvaluatorError):
+    """An evaluator was kept from what it may not touch: the task, not the agent, is to blame."""
 
 
 class MissingFile(Exception):  # noqa: N818 - an answer that OSWorld scores as 0
@@ -42,14 +57,13 @@ class _Worker:
     stdout: asyncio.StreamReader
     folder: str
 
-    async def call(self, request: MetricCall | GetterCall) -> Answer | Failure:
-        data = pickle.dumps(request)
+    async def call(self, order: Order) -> Answer | Failure:
+        data = pickle.dumps(order)
         self.stdin.write(LENGTH.pack(len(data)) + data)
         await self.stdin.drain()
         header = await self.stdout.readexactly(LENGTH.size)
         body = await self.stdout.readexactly(LENGTH.unpack(header)[0])
-        reply: Answer | Failure = pickle.loads(body)  # noqa: S301 - from our own child
-        return reply
+        return read_reply(body)
 
     async def end(self) -> None:
         with contextlib.suppress(ProcessLookupError):
@@ -62,31 +76,42 @@ class EvaluatorPool:
     """Processes that compute metrics, started when needed and kept.
 
     workers: how many may run at once; further calls wait (their time-out runs meanwhile).
-    run_agent_code: allow the metrics in `RUNS_AGENT_CODE`.
+    run_agent_code: allow the metrics in `RUNS_AGENT_CODE`, which may then start any program.
+    allow: what evaluators may reach besides their guest and public addresses.
     """
 
-    def __init__(self, workers: int = 2, *, run_agent_code: bool = False) -> None:
+    def __init__(
+        self, workers: int = 2, *, run_agent_code: bool = False, allow: AddressPolicy | None = None
+    ) -> None:
         self._slots = asyncio.Semaphore(workers)
         self._idle: list[_Worker] = []
         self._run_agent_code = run_agent_code
+        self._allow = allow or AddressPolicy()
+        self._warned = False
 
     async def call(self, request: MetricCall | GetterCall, *, timeout_s: float) -> object:
         """The value of a metric or getter.
 
-        Raises EvaluatorError, MissingFile (getters only) or TimeoutError.
+        Raises EvaluatorError (EvaluatorRefused when it overstepped its limits), MissingFile (getters only) or
+        TimeoutError.
         """
-        if isinstance(request, MetricCall) and request.name in RUNS_AGENT_CODE and not self._run_agent_code:
+        runs_agent_code = isinstance(request, MetricCall) and request.name in RUNS_AGENT_CODE
+        if runs_agent_code and not self._run_agent_code:
             raise EvaluatorError(
                 "it executes files that the agent wrote on the env-server's host; allow it with run_agent_code"
             )
         async with asyncio.timeout(timeout_s), self._worker() as worker:
             try:
-                reply = await worker.call(request)
+                reply = await worker.call(Order(request, self._allow, runs_agent_code))
+            except pickle.UnpicklingError as error:
+                raise EvaluatorError(f"its process sent what is not plain data: {error}") from error
             except (asyncio.IncompleteReadError, ConnectionError) as error:
                 code = await worker.process.wait()
                 raise EvaluatorError(f"its process died with code {code}") from error
         if isinstance(reply, Answer):
             return reply.value
+        if reply.refused:
+            raise EvaluatorRefused(reply.reason)
         if reply.missing_file and isinstance(request, GetterCall):
             raise MissingFile(reply.reason)
         raise EvaluatorError(reply.reason)
@@ -116,6 +141,11 @@ class EvaluatorPool:
             if worker.process.returncode is None:
                 return worker
             await worker.end()  # killed while idle, by the kernel's memory killer for instance
+        if landlock.abi() == 0 and not self._warned:
+            self._warned = True
+            _log.warning(
+                "this system has no Landlock (Linux 5.13 or newer): what evaluators may read is checked in Python only"
+            )
         return await _start()
 
 
@@ -131,7 +161,7 @@ async def _start() -> _Worker:
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.DEVNULL,
         cwd=folder,
-        env={**environment, "HOME": folder},
+        env={**environment, **_OWN, "HOME": folder, "TMPDIR": folder, "TEMP": folder, "TMP": folder},
         start_new_session=True,  # Ctrl-C is for the env-server, which ends its processes itself
     )
     if process.stdin is None or process.stdout is None:

@@ -5,7 +5,9 @@ goes on (a program that does not start, a window that is not there), a task's se
 start from a state that the task does not describe. Only in the evaluator's `postconfig` may a window be missing, since
 there the agent may have closed it.
 
-Invariant: a step either did what it says or raised SetupError naming it.
+Invariants
+- A step either did what it says or raised SetupError naming it.
+- Parameters of the wrong shape are the task's fault and are found before the step touches the guest.
 """
 
 from __future__ import annotations
@@ -14,16 +16,20 @@ import asyncio
 import inspect
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
+from pydantic import TypeAdapter, ValidationError
+from typing_extensions import TypedDict  # pydantic wants it before Python 3.12
+
 from arpo.desktop.chromium import DevTools, DevToolsError, same_page
-from arpo.desktop.sources import SourceError, Sources, inside
+from arpo.desktop.sources import SourceError, Sources, store
 from arpo.guest_client import CommandResult, GuestError
 from arpo.providers.base import Guest
 from arpo.tasks.model import SetupStep
 
-Command = str | list[str]
+Command = str | list[str | int | float]
 
 _POLL_S = 0.3
 _UNSUPPORTED = {
@@ -69,17 +75,14 @@ async def run_setup(steps: Sequence[SetupStep], context: SetupContext) -> None:
         where = f"setup step {number} ({step.type})"
         if step.type in _UNSUPPORTED:
             raise SetupError(f"{where} is not supported: {_UNSUPPORTED[step.type]}", task_is_wrong=True)
-        perform = _STEPS[step.type]
         try:
-            inspect.signature(perform).bind(context, **step.parameters)
-        except TypeError as error:
+            parameters = _checked(step)
+        except (TypeError, ValueError) as error:
             raise SetupError(f"{where}: {error}", task_is_wrong=True) from error
         try:
-            await perform(context, **step.parameters)
+            await _STEPS[step.type](context, **parameters)
         except SourceError as error:
             raise SetupError(f"{where}: {error}", task_is_wrong=error.permanent) from error
-        except KeyError as error:
-            raise SetupError(f"{where}: {error} is missing", task_is_wrong=True) from error
         except (GuestError, DevToolsError, _StepError) as error:
             raise SetupError(f"{where}: {error}") from error
 
@@ -88,12 +91,33 @@ class _StepError(Exception):
     """A step did not have its effect."""
 
 
-async def _download(context: SetupContext, files: list[dict[str, str]]) -> None:
+class _Download(TypedDict):
+    url: str
+    path: str
+
+
+class _Upload(TypedDict):
+    local_path: str
+    path: str
+
+
+class _Until(TypedDict, total=False):
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+class _Verification(TypedDict, total=False):
+    window_exists: str
+    command_success: Command
+
+
+async def _download(context: SetupContext, files: list[_Download]) -> None:
     for file in files:
         await context.guest.client.write_file(file["path"], await context.sources.fetch(file["url"]))
 
 
-async def _upload_file(context: SetupContext, files: list[dict[str, str]]) -> None:
+async def _upload_file(context: SetupContext, files: list[_Upload]) -> None:
     for file in files:
         # OSWorld reads any path of the host here; ours is whatever `Sources` allows.
         await context.guest.client.write_file(file["path"], await context.sources.fetch(file["local_path"]))
@@ -104,10 +128,10 @@ async def _open(context: SetupContext, path: str) -> None:
 
 
 async def _launch(context: SetupContext, command: Command, shell: bool = False) -> None:
-    command = _filled(context, command)
-    if isinstance(command, str) and not shell:
-        command = command.split()
-    await context.guest.client.launch(command, shell=shell)
+    words = _filled(context, command)
+    if isinstance(words, str) and not shell:
+        words = words.split()
+    await context.guest.client.launch(words, shell=shell)
 
 
 async def _execute(
@@ -116,14 +140,14 @@ async def _execute(
     stdout: str = "",
     stderr: str = "",
     shell: bool = False,
-    until: dict[str, Any] | None = None,
+    until: _Until | None = None,
 ) -> None:
-    command = _filled(context, command)
+    words = _filled(context, command)
     while True:
-        result = await context.guest.client.execute(command, shell=shell)
+        result = await context.guest.client.execute(words, shell=shell)
         for name, text in ((stdout, result.output), (stderr, result.error)):
             if name:
-                inside(context.cache_dir, name).write_text(text, encoding="utf-8")
+                store(context.cache_dir, name, text.encode())
         if not until or _reached(until, result):
             return
         await asyncio.sleep(_POLL_S)
@@ -132,7 +156,7 @@ async def _execute(
 async def _execute_with_verification(
     context: SetupContext,
     command: Command,
-    verification: dict[str, Any] | None = None,
+    verification: _Verification | None = None,
     max_wait_time: float = 10.0,
     check_interval: float = 1.0,
     shell: bool = False,
@@ -219,7 +243,31 @@ _STEPS: dict[str, Callable[..., Awaitable[None]]] = {
 }
 
 
-def _filled(context: SetupContext, command: Command) -> Command:
+@cache
+def _parameter_types(kind: str) -> tuple[inspect.Signature, dict[str, TypeAdapter[Any]]]:
+    signature = inspect.signature(_STEPS[kind], eval_str=True)
+    own = [parameter for name, parameter in signature.parameters.items() if name != "context"]
+    types = {parameter.name: TypeAdapter(parameter.annotation) for parameter in own}
+    return signature.replace(parameters=own), types
+
+
+def _checked(step: SetupStep) -> dict[str, Any]:
+    """The step's parameters as its coroutine takes them. Raises TypeError or ValueError that says which is wrong."""
+    signature, types = _parameter_types(step.type)
+    given = signature.bind(**step.parameters).arguments
+    try:
+        for name, value in given.items():
+            given[name] = types[name].validate_python(value)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_context=False, include_input=False)[0]
+        if first["type"] == "missing":
+            raise ValueError(f"{first['loc'][-1]!r} is missing") from error
+        place = ".".join([name, *(str(part) for part in first["loc"])])
+        raise ValueError(f"{place}: {first['msg'].lower()}") from error
+    return given
+
+
+def _filled(context: SetupContext, command: Command) -> str | list[str]:
     width, height = context.guest.screen
     values = {
         "{CLIENT_PASSWORD}": context.password,
@@ -237,7 +285,7 @@ def _filled(context: SetupContext, command: Command) -> Command:
     return fill(command) if isinstance(command, str) else [fill(str(word)) for word in command]
 
 
-def _reached(until: dict[str, Any], result: CommandResult) -> bool:
+def _reached(until: _Until, result: CommandResult) -> bool:
     return (
         ("returncode" in until and result.returncode == until["returncode"])
         or ("stdout" in until and until["stdout"] in result.output)
