@@ -126,7 +126,9 @@ async def env_server(
     if not token_file.exists():
         token_file.touch(mode=0o600)
         token_file.write_text(TOKEN + "\n")
-    base = ServerSettings(provider="scripted", screen=SCREEN, capacity=capacity, drain_grace_s=1.0)
+    base = ServerSettings(
+        provider="scripted", screen=SCREEN, capacity=capacity, drain_grace_s=1.0, margin_s=0.0
+    )
     async with (
         running_server(
             script.desktop, bind("127.0.0.1", port), TokenFile(token_file), replace(base, **settings)

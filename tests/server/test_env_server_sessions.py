@@ -206,8 +206,8 @@ def test_a_long_evaluation_is_polled_runs_once_and_keeps_its_score(tmp_path) -> 
 @pytest.mark.parametrize(
     ("script", "settings", "code"),
     [
-        (Script(reset=slow()), {"reset_s": 0.1}, ProblemCode.RESET_FAILED),
-        (Script(execute=slow()), {"step_s": 0.1}, ProblemCode.DESKTOP_LOST),
+        (Script(reset=slow()), {"start_s": 0.03, "reset_s": 0.03, "setup_s": 0.04}, ProblemCode.RESET_FAILED),
+        (Script(execute=slow()), {"step_s": 0.1}, ProblemCode.STEP_TIMEOUT),
         (Script(evaluate=slow(1.0)), {"evaluate_s": 0.1}, ProblemCode.EVALUATOR_TIMEOUT),
     ],
 )

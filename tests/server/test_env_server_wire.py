@@ -14,6 +14,7 @@ from scripted_desktop import TASK, TOKEN, Script, env_server, lost
 
 from arpo.protocol.codec import MSGPACK, PROBLEM_JSON
 from arpo.protocol.problems import Problem
+from arpo.server.app import HttpLimits
 
 CLICK = {"kind": "click", "x": 1, "y": 2}
 
@@ -179,7 +180,7 @@ def test_a_body_that_is_too_large_is_refused_whether_it_says_so_or_not(tmp_path)
             await http.post("/v1/sessions", json={"task": {**TASK, "note": "x" * 9_000}})
         ).status_code == 201
 
-    asked(tmp_path, question, max_body_bytes=10_000)
+    asked(tmp_path, question, limits=HttpLimits(max_body_bytes=10_000))
 
 
 def test_a_bug_in_a_route_is_an_internal_problem_without_a_traceback(tmp_path, monkeypatch) -> None:

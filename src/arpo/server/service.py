@@ -32,7 +32,8 @@ class ServerSettings:
     provider: its name, for `/v1/capacity`. screen: pixels. capacity: how many desktops can be leased at once.
     spares: desktops kept besides, so that a lease need not wait for a cleaning. timeouts: the desktops' own.
     sessions_per_caller: at once; None: no limit but the capacity. drain_grace_s: how long running steps and
-    evaluations may go on once the server is to stop. stop_s: how long closing one desktop may take.
+    evaluations may go on once the server is to stop. stop_s: how long closing one desktop may take. margin_s: by how
+    much the sessions' time-outs are wider than the desktops' own, which know better what was late.
     """
 
     provider: str
@@ -44,6 +45,7 @@ class ServerSettings:
     limits: HttpLimits = field(default_factory=HttpLimits)
     drain_grace_s: float = 20.0
     stop_s: float = 20.0
+    margin_s: float = 10.0
     access_log: bool = False
 
 
@@ -55,8 +57,6 @@ class RunningServer:
     manager: SessionManager
     stopped: asyncio.Task[None]
 
-
-MARGIN_S = 10.0
 
 _BIND_FIXES = {
     errno.EADDRINUSE: "--port with a free one, or 0 for any",
@@ -90,7 +90,7 @@ async def running_server(
     """Serve desktops on a bound socket. Inside, connections are accepted; the desktops start in the
     background.
     """
-    timeouts = outer(settings.timeouts)
+    timeouts = _session_limits(settings)
     metrics = ServerMetrics()
     async with (
         running_pool(factory, settings.capacity, _pool_limits(settings), spares=settings.spares) as pool,
@@ -142,22 +142,20 @@ def _url(listener: socket.socket) -> str:
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
-def outer(limits: Timeouts) -> Timeouts:
-    """The session manager's limits: a little wider than the desktops' own, which know better what was late.
-
-    Its `reset_s` is for all of a reset: a lost guest is started again first.
-    """
+def _session_limits(settings: ServerSettings) -> Timeouts:
+    """What the session manager allows. Its `reset_s` is for all of a reset: a lost guest is started again first."""
+    limits, margin_s = settings.timeouts, settings.margin_s
     return Timeouts(
-        start_s=limits.start_s + MARGIN_S,
-        reset_s=limits.start_s + limits.reset_s + limits.setup_s + MARGIN_S,
+        start_s=limits.start_s + margin_s,
+        reset_s=limits.start_s + limits.reset_s + limits.setup_s + margin_s,
         setup_s=limits.setup_s,
-        step_s=limits.step_s + MARGIN_S,
-        evaluate_s=limits.evaluate_s + MARGIN_S,
+        step_s=limits.step_s + margin_s,
+        evaluate_s=limits.evaluate_s + margin_s,
     )
 
 
 def _pool_limits(settings: ServerSettings) -> PoolLimits:
-    timeouts = outer(settings.timeouts)
+    limits, margin_s = settings.timeouts, settings.margin_s
     return PoolLimits(
-        start_s=timeouts.start_s, clean_s=settings.timeouts.reset_s + MARGIN_S, stop_s=settings.stop_s
+        start_s=limits.start_s + margin_s, clean_s=limits.reset_s + margin_s, stop_s=settings.stop_s
     )
