@@ -42,7 +42,7 @@ class EvaluatorError(Exception):
     """An evaluator failed, or cannot be used here."""
 
 
-class EvaluatorRefused(EvaluatorError):
+class EvaluatorRefused(EvaluatorError):  # noqa: N818 - a decision, not a malfunction
     """An evaluator was kept from what it may not touch: the task, not the agent, is to blame."""
 
 

@@ -11,6 +11,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from arpo.tasks.limits import MAX_INSTRUCTION, MAX_NAME, MAX_STEPS
+
 INFEASIBLE = "infeasible"
 """The evaluator of tasks that cannot be done: 1 only if the agent's last action says so."""
 
@@ -20,7 +22,7 @@ class SetupStep(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    type: str
+    type: str = Field(max_length=MAX_NAME)
     parameters: dict[str, Any] = Field(default_factory=dict)
 
 
@@ -51,7 +53,7 @@ class Evaluator(BaseModel):
     expected: dict[str, Any] | list[dict[str, Any] | None] | None = None
     options: dict[str, Any] | list[dict[str, Any] | None] | None = None
     conj: Literal["and", "or"] = "and"
-    postconfig: list[SetupStep] = Field(default_factory=list)
+    postconfig: list[SetupStep] = Field(default_factory=list, max_length=MAX_STEPS)
 
     @property
     def infeasible(self) -> bool:
@@ -95,9 +97,9 @@ class Task(BaseModel):
 
     model_config = ConfigDict(extra="allow")
 
-    id: str = Field(min_length=1)
-    instruction: str = Field(min_length=1)
-    config: list[SetupStep] = Field(default_factory=list)
+    id: str = Field(min_length=1, max_length=MAX_NAME)
+    instruction: str = Field(min_length=1, max_length=MAX_INSTRUCTION)
+    config: list[SetupStep] = Field(default_factory=list, max_length=MAX_STEPS)
     evaluator: Evaluator
     snapshot: str | None = None
     related_apps: list[str] = Field(default_factory=list)

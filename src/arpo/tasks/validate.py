@@ -1,8 +1,8 @@
 """Refuses tasks that could not run, before a desktop is touched.
 
-Invariant: a task that passes names only metrics, getters and setup steps that exist, with arguments paired
-as OSWorld pairs them. Every refusal is one line: file, field, reason and, for a misspelt name, the nearest
-known one.
+Invariant: a task that passes is of bounded size and names only metrics, getters and setup steps that exist, with
+arguments paired as OSWorld pairs them. Whatever the document is, a refusal is one line: file, field, reason and, for a
+misspelt name, the nearest known one.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from arpo.protocol.problems import ConfigError
+from arpo.tasks.limits import MAX_FILE_BYTES, MAX_METRICS, MAX_NAME, size_problem
 from arpo.tasks.model import INFEASIBLE, SetupStep, Task
 from arpo.tasks.osworld_names import GETTERS, METRICS, SETUP_STEPS
 
@@ -24,6 +25,8 @@ _UNION_TAGS = ("str", "list[", "dict[")
 
 def nearest(name: str, known: Collection[str]) -> str:
     """`; nearest: 'x'`, or nothing when no known name resembles `name`."""
+    if len(name) > MAX_NAME:  # comparing takes the square of the length
+        return ""
     matches = difflib.get_close_matches(name, sorted(known), n=1, cutoff=0.5)
     return f"; nearest: {matches[0]!r}" if matches else ""
 
@@ -65,6 +68,9 @@ def examine(document: Any, *, domain: str = "", path: Path | None = None) -> tup
     """The task (None when its shape is wrong) and all its problems."""
     if not isinstance(document, dict):
         return None, ["not a JSON object"]
+    too_large = size_problem(document)
+    if too_large is not None:
+        return None, [too_large]
     try:
         task = Task.model_validate({**document, "domain": domain, "path": path})
     except ValidationError as error:
@@ -83,6 +89,8 @@ def shown(path: Path) -> str:
 
 def _load(path: Path) -> Any:
     try:
+        if path.stat().st_size > MAX_FILE_BYTES:
+            raise ConfigError(f"{shown(path)}: larger than {MAX_FILE_BYTES >> 20} MiB, the most for a task")
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ConfigError(f"{shown(path)}: no such task file") from None
@@ -92,14 +100,21 @@ def _load(path: Path) -> Any:
         raise ConfigError(
             f"{shown(path)}: not JSON: {error.msg} (line {error.lineno}, column {error.colno})"
         ) from error
+    except (RecursionError, ValueError) as error:  # nested too deep; an integer of thousands of digits
+        raise ConfigError(f"{shown(path)}: cannot be read: {error}") from error
 
 
 def _readable(error: ValidationError) -> Iterator[str]:
     for one in error.errors(include_url=False, include_context=False, include_input=False):
-        parts = [str(part) for part in one["loc"]]
+        parts = [_part(part) for part in one["loc"]]
         while parts and parts[-1].startswith(_UNION_TAGS):
             parts.pop()
         yield f"{'.'.join(parts)}: {one['msg'].lower()}"
+
+
+def _part(part: int | str) -> str:
+    text = str(part)
+    return text if text.isprintable() and len(text) <= MAX_NAME else f"{text!r:.{MAX_NAME}}"
 
 
 def _setup_problems(field: str, steps: list[SetupStep]) -> Iterator[str]:
@@ -116,12 +131,14 @@ def _evaluator_problems(task: Task) -> Iterator[str]:
     except ValueError as error:
         yield f"evaluator.{error}"
         return
-    for index, term in enumerate(terms):
+    if len(terms) > MAX_METRICS:
+        yield f"evaluator.func: {len(terms)} metrics; {MAX_METRICS} are the most"
+    for index, term in enumerate(terms[:MAX_METRICS]):
         at = f".{index}" if isinstance(evaluator.func, list) else ""
         if term.func == INFEASIBLE:
             yield f"evaluator.func{at}: {INFEASIBLE!r} stands alone, not in a list"
         elif term.func not in METRICS:
-            yield f"evaluator.func{at}: unknown metric {term.func!r}{nearest(term.func, METRICS)}"
+            yield f"evaluator.func{at}: unknown metric {term.func!r:.{MAX_NAME}}{nearest(term.func, METRICS)}"
         if term.result is None:
             yield f"evaluator.result{at}: missing; say what {term.func!r} is given"
         for name, getter in (("result", term.result), ("expected", term.expected)):
@@ -134,4 +151,4 @@ def _getter_problems(field: str, getter: dict[str, Any]) -> Iterator[str]:
     if not isinstance(kind, str):
         yield f"{field}.type: missing; name a getter"
     elif kind not in GETTERS:
-        yield f"{field}.type: unknown getter {kind!r}{nearest(kind, GETTERS)}"
+        yield f"{field}.type: unknown getter {kind!r:.{MAX_NAME}}{nearest(kind, GETTERS)}"
