@@ -23,14 +23,25 @@ from rich.console import Console
 from rich.markup import escape
 
 import arpo
+from arpo.agent.profiles import ProfileName
 from arpo.config.sections import Timeouts
 from arpo.console import EXIT_INTERRUPTED, run_app
+from arpo.desktop.addresses import AddressPolicy
 from arpo.desktop.base import Desktop
 from arpo.desktop.evaluators import EvaluatorPool
 from arpo.desktop.guest_desktop import DesktopTimeouts, GuestDesktop
+from arpo.desktop.sources import Sources
 from arpo.protocol.problems import ConfigError
 from arpo.providers.base import Provider
-from arpo.providers.registry import make_provider, provider_names
+from arpo.providers.registry import (
+    default_provider,
+    default_screen,
+    make_provider,
+    parse_options,
+    provider_names,
+)
+from arpo.server.legacy_access import NO_TOKEN, legacy_access
+from arpo.server.legacy_sessions import LegacySettings
 from arpo.server.parent import parent_gone
 from arpo.server.pool import DesktopFactory
 from arpo.server.service import ServerSettings, bind, running_server
@@ -69,6 +80,8 @@ class Options:
     token_file: Path
     settings: ServerSettings
     sandbox: Sandbox
+    provider_options: dict[str, object]
+    allow: AddressPolicy
     url_file: Path | None
     exit_with: int | None
 
@@ -82,7 +95,14 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_mar
 def serve(
     provider: Annotated[
         str, typer.Option(help=f"Where desktops come from: {', '.join(provider_names())}.")
-    ] = "xvfb",
+    ] = default_provider(),
+    provider_option: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="KEY=VALUE",
+            help="An option of the provider's own, e.g. vm_path=/vms/Ubuntu.vmx; repeatable.",
+        ),
+    ] = None,
     host: Annotated[
         str,
         typer.Option(
@@ -111,11 +131,24 @@ def serve(
         int | None,
         typer.Option(min=1, help="Sessions that one token (or name) may have at once. Default: no limit."),
     ] = None,
-    screen: Annotated[str, typer.Option(metavar="WxH", help="Screen size in pixels.")] = "1280x720",
+    screen: Annotated[
+        str | None,
+        typer.Option(
+            metavar="WxH", help="Screen size in pixels. Default: 1280x720; vmware and docker: 1920x1080."
+        ),
+    ] = None,
     sandbox: Annotated[
         Sandbox,
         typer.Option(help="xvfb: auto isolates every desktop or refuses to start; none does not isolate."),
     ] = Sandbox.auto,
+    allow_address: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME|CIDR",
+            help="What the URLs in tasks may reach besides public addresses, e.g. files.lab.internal or 10.0.0.0/8. "
+            "May be repeated.",
+        ),
+    ] = None,
     start_timeout_s: Annotated[
         float, typer.Option(min=0.1, help="Seconds for starting a desktop.")
     ] = _DEFAULTS.start_s,
@@ -137,6 +170,12 @@ def serve(
             min=0, help="Seconds that running steps and evaluations get when the server is stopped."
         ),
     ] = 20.0,
+    legacy_profile: Annotated[
+        ProfileName, typer.Option(help="/env/*: how the policy speaks and counts pixels.")
+    ] = "uitars-1.5",
+    legacy_idle_timeout_s: Annotated[
+        float, typer.Option(min=1, help="/env/*: seconds of silence that end an episode.")
+    ] = LegacySettings.idle_timeout_s,
     url_file: Annotated[
         Path | None, typer.Option(help="Write the server's URL here once it accepts connections.")
     ] = None,
@@ -167,15 +206,18 @@ def serve(
         token_file=token_file or default_token_file(),
         settings=ServerSettings(
             provider=provider,
-            screen=_screen(screen),
+            screen=_screen(screen) if screen else default_screen(provider),
             capacity=capacity,
             spares=spares,
             timeouts=timeouts,
             sessions_per_caller=sessions_per_token,
             drain_grace_s=drain_s,
+            legacy=LegacySettings(profile=legacy_profile, idle_timeout_s=legacy_idle_timeout_s),
             access_log=log_level is LogLevel.debug,
         ),
         sandbox=sandbox,
+        provider_options=parse_options(provider_option or ()),
+        allow=AddressPolicy.parse(allow_address or ()),
         url_file=url_file,
         exit_with=exit_with,
     )
@@ -188,9 +230,16 @@ async def _serve(options: Options) -> int:
     settings = options.settings
     # The other providers have nothing to isolate from this machine.
     extra = {"sandbox": options.sandbox.value} if options.provider == "xvfb" else {}
-    provider = make_provider(options.provider, screen=settings.screen, **extra)
+    provider = make_provider(
+        options.provider,
+        screen=settings.screen,
+        desktops=settings.capacity + settings.spares,
+        start_timeout_s=settings.timeouts.start_s,
+        **(extra | options.provider_options),
+    )
     await provider.preflight()
     listener = bind(options.host, options.port)
+    without_token = legacy_access(os.environ, listener.getsockname()[0])
     made = ensure_token_file(options.token_file)
     tokens = TokenFile(options.token_file)
     with published(options.url_file) as publish:
@@ -199,11 +248,19 @@ async def _serve(options: Options) -> int:
             f"arpo-env-server {arpo.__version__}: {settings.capacity} × {options.provider}, {width}×{height}\n"
             f"tokens: {escape(str(options.token_file))}{' (made just now)' if made else ''}"
         )
+        if without_token is not None:
+            console.print(f"{NO_TOKEN}=1: any program of this machine may use /env/* without a token")
         async with (
             _closing(provider),
-            _closing(EvaluatorPool(min(settings.capacity, os.cpu_count() or 1))) as evaluators,
+            _closing(
+                EvaluatorPool(min(settings.capacity, os.cpu_count() or 1), allow=options.allow)
+            ) as evaluators,
             running_server(
-                _factory(provider, evaluators, settings.timeouts), listener, tokens, settings
+                _factory(provider, evaluators, Sources(allow=options.allow), settings.timeouts),
+                listener,
+                tokens,
+                settings,
+                without_token,
             ) as server,
         ):
             publish(server.url)
@@ -227,11 +284,18 @@ class _StopRequest:
     def __init__(self) -> None:
         self.signal: signal.Signals | None = None
         self._asked = asyncio.Event()
-        loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        for name in ("SIGTERM", "SIGINT", "SIGHUP", "SIGBREAK"):  # of the last two, a system has one
+            number = getattr(signal, name, None)
             # nohup: whoever started the server wants it to outlive the terminal.
-            if number is not signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN:
-                loop.add_signal_handler(number, self._ask, number)
+            if number is not None and (name != "SIGHUP" or signal.getsignal(number) is not signal.SIG_IGN):
+                self._listen(number)
+
+    def _listen(self, number: signal.Signals) -> None:
+        loop = asyncio.get_running_loop()
+        try:
+            loop.add_signal_handler(number, self._ask, number)
+        except NotImplementedError:  # Windows
+            signal.signal(number, lambda *_: loop.call_soon_threadsafe(self._ask, number))
 
     def _ask(self, number: signal.Signals) -> None:
         if self.signal is None:
@@ -262,7 +326,9 @@ async def _closing(resource: _C) -> AsyncIterator[_C]:
         await resource.close()
 
 
-def _factory(provider: Provider, evaluators: EvaluatorPool, timeouts: Timeouts) -> DesktopFactory:
+def _factory(
+    provider: Provider, evaluators: EvaluatorPool, sources: Sources, timeouts: Timeouts
+) -> DesktopFactory:
     limits = DesktopTimeouts(
         start_s=timeouts.start_s,
         reset_s=timeouts.reset_s,
@@ -272,7 +338,7 @@ def _factory(provider: Provider, evaluators: EvaluatorPool, timeouts: Timeouts) 
     )
 
     async def start() -> Desktop:
-        desktop = GuestDesktop(provider, timeouts=limits, evaluators=evaluators)
+        desktop = GuestDesktop(provider, timeouts=limits, sources=sources, evaluators=evaluators)
         await desktop.start()
         return desktop
 

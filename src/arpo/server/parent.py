@@ -16,13 +16,16 @@ async def parent_gone(parent: int) -> None:
     Not `PR_SET_PDEATHSIG`: that fires when the *thread* that started this process ends, and a trainer may
     start its env-server from a thread that does not last.
     """
+    if sys.platform == "win32":
+        await _gone_on_windows(parent)
+        return
     if sys.platform == "linux":
         try:
             descriptor = os.pidfd_open(parent)
         except ProcessLookupError:
             return
-        except OSError:
-            pass  # no pidfd in this kernel or sandbox: poll
+        except (OSError, AttributeError):
+            pass  # no pidfd in this kernel, sandbox or Python: poll
         else:
             try:
                 await _readable(descriptor)
@@ -41,3 +44,24 @@ async def _readable(descriptor: int) -> None:
         await gone.wait()
     finally:
         loop.remove_reader(descriptor)
+
+
+async def _gone_on_windows(parent: int) -> None:
+    """Windows never gives a process another parent, so `os.getppid()` cannot tell: a handle on the parent does."""
+    import ctypes
+    from ctypes import wintypes
+
+    synchronize, still_runs = 0x00100000, 0x102
+    kernel32 = getattr(ctypes, "WinDLL")("kernel32")  # noqa: B009 - it is only there on Windows
+    kernel32.OpenProcess.restype = wintypes.HANDLE
+    kernel32.OpenProcess.argtypes = (wintypes.DWORD, wintypes.BOOL, wintypes.DWORD)
+    kernel32.WaitForSingleObject.argtypes = (wintypes.HANDLE, wintypes.DWORD)
+    kernel32.CloseHandle.argtypes = (wintypes.HANDLE,)
+    handle = kernel32.OpenProcess(synchronize, False, parent)
+    if not handle:
+        return
+    try:
+        while kernel32.WaitForSingleObject(handle, 0) == still_runs:  # noqa: ASYNC110 - a handle, not a coroutine's
+            await asyncio.sleep(POLL_S)
+    finally:
+        kernel32.CloseHandle(handle)
