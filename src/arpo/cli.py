@@ -18,6 +18,7 @@ from rich.table import Table
 from arpo.config.load import load_config, parse_arguments
 from arpo.config.model import Config
 from arpo.console import Failed, run_app, until_signal
+from arpo.env_commands import env_app
 from arpo.trainer.progress import Reporter
 
 app = typer.Typer(
@@ -31,6 +32,7 @@ tasks_app = typer.Typer(
     help="Look at task sets: OSWorld's own or any folder in its format.", no_args_is_help=True
 )
 app.add_typer(tasks_app, name="tasks")
+app.add_typer(env_app, name="env")
 
 Arguments = Annotated[
     list[str],

@@ -6,9 +6,9 @@ import stat
 import pytest
 
 from arpo.protocol.problems import ConfigError
-from arpo.protocol.tokens import Scope, Token, parse_tokens, token_for
+from arpo.protocol.tokens import Scope, Token, default_token_file, parse_tokens, token_for
 from arpo.server.callers import Caller
-from arpo.server.tokens import TokenFile, default_token_file, ensure_token_file
+from arpo.server.tokens import TokenFile, ensure_token_file
 
 
 def test_a_missing_token_file_is_made_for_its_owner_only_and_an_existing_one_is_kept(tmp_path) -> None:
@@ -123,4 +123,4 @@ def test_tokens_of_one_name_are_one_caller_and_nameless_ones_are_callers_of_thei
     tokens = TokenFile(path)
     assert tokens.caller(b"old") == tokens.caller(b"new")
     assert tokens.caller(b"x").name != tokens.caller(b"y").name
-    assert "x" != tokens.caller(b"x").name
+    assert tokens.caller(b"x").name != "x"

@@ -56,8 +56,10 @@ class Timeouts(Section):
 class EnvSection(Section):
     """Desktops: an env-server started with the run (`url` unset) or one that is already there (`url` set)."""
 
-    provider: Literal["xvfb", "simulated"] = "xvfb"
+    provider: Literal["xvfb", "simulated", "vmware", "docker"] = "xvfb"
     """Provider of the embedded env-server. Ignored when `url` is set."""
+    provider_options: dict[str, str | int | float | bool] = {}
+    """The provider's own options, e.g. `{vm_path: ~/vms/ubuntu.vmx}`; `docs/desktops.md` lists them."""
     url: str | None = None
     """URL of a running env-server, e.g. http://arpo-env:18082. Unset: start one for this run."""
     token_file: UserPath | None = None
@@ -68,6 +70,8 @@ class EnvSection(Section):
     """Screen size in pixels, width and height."""
     sandbox: Literal["auto", "none"] = "auto"
     """xvfb: `auto` isolates every desktop with namespaces, or refuses to run; `none` does not isolate."""
+    allow_addresses: tuple[str, ...] = ()
+    """What the URLs in tasks may reach besides public addresses: host names and networks, e.g. `[10.0.0.0/8]`."""
     idle_timeout_s: Annotated[float, Field(gt=0, le=3600)] = 120.0
     """A session without a request for this long is released."""
     outage_s: Seconds = 120.0

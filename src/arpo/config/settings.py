@@ -102,6 +102,10 @@ def _expects(annotation: Any, metadata: Sequence[Any] = ()) -> str:
         return "null"
     if origin is Literal:
         return " or ".join(f"`{value}`" for value in arguments)
+    if origin is dict:
+        return "a mapping"
+    if origin is tuple and arguments[1:] == (...,):
+        return f"a list of {_expects(arguments[0]).removeprefix('a ')}"
     if origin is tuple:
         return f"[{', '.join(map(_expects, arguments))}]"
     return f"{_PLAIN[annotation]} {_bounds(metadata)}".rstrip()

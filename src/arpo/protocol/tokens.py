@@ -10,10 +10,12 @@ new one while sessions go on. Without a name every token is a caller of its own.
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
+from pathlib import Path
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@-]{0,63}")
 
@@ -62,6 +64,12 @@ def parse_tokens(text: str) -> list[Token]:
 def token_for(tokens: Sequence[Token], scope: Scope) -> Token | None:
     """The first token with a scope."""
     return next((token for token in tokens if scope in token.scopes), None)
+
+
+def default_token_file() -> Path:
+    """`$XDG_CONFIG_HOME/arpo/env-server.token`, usually `~/.config/arpo/env-server.token`."""
+    base = os.environ.get("XDG_CONFIG_HOME") or "~/.config"
+    return Path(base).expanduser() / "arpo" / "env-server.token"
 
 
 def _token(words: Sequence[str]) -> Token:

@@ -8,6 +8,9 @@ from fastapi import FastAPI
 
 import arpo
 from arpo.server.errors import ProblemResponses, install_error_handlers
+from arpo.server.legacy import legacy_routes
+from arpo.server.legacy_access import LegacyAccess
+from arpo.server.legacy_sessions import LegacySettings
 from arpo.server.manager import SessionManager
 from arpo.server.middleware import BearerAuth, RequestBody
 from arpo.server.session_routes import session_routes
@@ -35,8 +38,14 @@ def create_app(
     provider: str,
     screen: tuple[int, int],
     limits: HttpLimits,
+    legacy: LegacySettings,
+    without_token: LegacyAccess | None = None,
 ) -> FastAPI:
-    """The application. provider, screen (pixels): as `/v1/capacity` names them."""
+    """The application.
+
+    provider, screen (pixels): as `/v1/capacity` names them. without_token: the door for legacy requests that carry
+    none.
+    """
     app = FastAPI(
         title="ARPO env-server",
         version=arpo.__version__,
@@ -52,9 +61,15 @@ def create_app(
         problem_response=problem_response,
     )
     # The last one added is the first one asked.
-    app.add_middleware(BearerAuth, tokens=tokens, problem_response=problem_response)
+    app.add_middleware(
+        BearerAuth,
+        tokens=tokens,
+        problem_response=problem_response,
+        anonymous=without_token.caller if without_token else None,
+    )
     install_error_handlers(app, problem_response)
     app.include_router(session_routes(manager))
     app.include_router(probe_routes(manager))
     app.include_router(status_routes(manager, provider, screen))
+    app.include_router(legacy_routes(manager, provider, legacy))
     return app

@@ -32,6 +32,7 @@ from arpo.desktop.evaluators import EvaluatorPool
 from arpo.desktop.guest_desktop import DesktopTimeouts, GuestDesktop
 from arpo.desktop.sources import Sources
 from arpo.protocol.problems import ConfigError
+from arpo.protocol.tokens import default_token_file
 from arpo.providers.base import Provider
 from arpo.providers.registry import (
     default_provider,
@@ -45,7 +46,7 @@ from arpo.server.legacy_sessions import LegacySettings
 from arpo.server.parent import parent_gone
 from arpo.server.pool import DesktopFactory
 from arpo.server.service import ServerSettings, bind, running_server
-from arpo.server.tokens import TokenFile, default_token_file, ensure_token_file
+from arpo.server.tokens import TokenFile, ensure_token_file
 from arpo.server.url_file import published
 
 log = logging.getLogger("arpo.server")
@@ -116,8 +117,8 @@ def serve(
     token_file: Annotated[
         Path | None,
         typer.Option(
-            help="Bearer tokens: `<token> [scopes] [name]`, one a line, all valid; read again when it changes. Made "
-            "(mode 0600) when it is missing. Default: ~/.config/arpo/env-server.token",
+            help="Bearer tokens, one a line: TOKEN SCOPES NAME, of which the last two may be left out. All are valid; read "
+            "again when it changes; made (mode 0600) when it is missing. Default: ~/.config/arpo/env-server.token",
         ),
     ] = None,
     capacity: Annotated[int, typer.Option(min=1, help="How many desktops can be leased at once.")] = 1,

@@ -26,7 +26,7 @@ DROPPED_BYTES = 64 * 1024 * 1024
 
 
 Anonymous = Callable[[Scope], Caller | None]
-"""Who a request without a token comes from, where such requests are let through."""
+"""Who a request without a token comes from; None when it needs one. Raises ProblemError forbidden."""
 
 
 class BearerAuth:
@@ -60,12 +60,19 @@ class BearerAuth:
             scope.setdefault("state", {})["caller"] = caller
         await self._app(scope, receive, send)
 
-    def _caller(self, scope: Scope) -> Caller | None:
+    def _caller(self, scope: Scope) -> Caller:
+        caller: Caller | None = None
         credentials = header(scope, b"authorization")
-        if not credentials and self._anonymous is not None:
-            return self._anonymous(scope)
         scheme, _, token = credentials.partition(b" ")
-        return self._tokens.caller(token.strip()) if scheme.lower() == b"bearer" else None
+        if scheme.lower() == b"bearer":
+            caller = self._tokens.caller(token.strip())
+        elif not credentials and self._anonymous is not None:
+            caller = self._anonymous(scope)
+        if caller is None:
+            raise ProblemError(
+                ProblemCode.UNAUTHORIZED, "send `Authorization: Bearer <a token of the server's token file>`"
+            )
+        return caller
 
 
 class RequestBody:

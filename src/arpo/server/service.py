@@ -19,6 +19,8 @@ from arpo.config.sections import Timeouts
 from arpo.protocol.problems import ConfigError
 from arpo.server.app import HttpLimits, create_app
 from arpo.server.http import MAX_HEADER_BYTES, Server, connection
+from arpo.server.legacy_access import LegacyAccess
+from arpo.server.legacy_sessions import LegacySettings
 from arpo.server.manager import SessionManager, running_manager
 from arpo.server.metrics import ServerMetrics
 from arpo.server.pool import DesktopFactory, PoolLimits, running_pool
@@ -43,6 +45,7 @@ class ServerSettings:
     timeouts: Timeouts = field(default_factory=Timeouts)
     sessions_per_caller: int | None = None
     limits: HttpLimits = field(default_factory=HttpLimits)
+    legacy: LegacySettings = field(default_factory=LegacySettings)
     drain_grace_s: float = 20.0
     stop_s: float = 20.0
     margin_s: float = 10.0
@@ -85,10 +88,14 @@ def bind(host: str, port: int) -> socket.socket:
 
 @asynccontextmanager
 async def running_server(
-    factory: DesktopFactory, listener: socket.socket, tokens: TokenFile, settings: ServerSettings
+    factory: DesktopFactory,
+    listener: socket.socket,
+    tokens: TokenFile,
+    settings: ServerSettings,
+    without_token: LegacyAccess | None = None,
 ) -> AsyncIterator[RunningServer]:
     """Serve desktops on a bound socket. Inside, connections are accepted; the desktops start in the
-    background.
+    background. without_token: the door for legacy requests that carry none.
     """
     timeouts = _session_limits(settings)
     metrics = ServerMetrics()
@@ -104,6 +111,8 @@ async def running_server(
             provider=settings.provider,
             screen=settings.screen,
             limits=settings.limits,
+            legacy=settings.legacy,
+            without_token=without_token,
         )
         http = Server(
             uvicorn.Config(

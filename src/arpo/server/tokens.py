@@ -105,12 +105,6 @@ def ensure_token_file(path: Path) -> bool:
     return True
 
 
-def default_token_file() -> Path:
-    """`$XDG_CONFIG_HOME/arpo/env-server.token`, usually `~/.config/arpo/env-server.token`."""
-    base = os.environ.get("XDG_CONFIG_HOME") or "~/.config"
-    return Path(base).expanduser() / "arpo" / "env-server.token"
-
-
 def _entry(token: Token) -> tuple[bytes, Caller]:
     digest = _digest(token.secret.encode())
     return digest, Caller(token.name or f"token-{digest.hex()[:8]}", token.scopes)

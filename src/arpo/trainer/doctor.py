@@ -17,7 +17,7 @@ from arpo.protocol.problems import ConfigError
 from arpo.tasks.model import Task
 from arpo.tasks.sets import Suite, load_suite
 from arpo.trainer.checks import check
-from arpo.trainer.environment import read_token
+from arpo.trainer.environment import env_token
 
 # A 24 GB card reports a little less than 24 GiB.
 _MEMORY_TOLERANCE = 0.9
@@ -175,18 +175,20 @@ def _desktops(config: Config) -> str:
     env = config.env
     if env.url is None:
         return _own_desktops(config)
-    read_token(env)
+    env_token(env)
     return f"on {env.url} (not asked)"
 
 
 def _own_desktops(config: Config) -> str:
     env = config.env
-    options = {"sandbox": env.sandbox} if env.provider == "xvfb" else {}
+    options: dict[str, object] = dict(env.provider_options)
+    if env.provider == "xvfb":
+        options["sandbox"] = env.sandbox
     try:
         # the env-server is a process of its own; this only asks the provider whether it could run here
         from arpo.providers.registry import make_provider
 
-        provider = make_provider(env.provider, screen=env.screen, **options)
+        provider = make_provider(env.provider, screen=env.screen, desktops=env.desktops, **options)
         asyncio.run(provider.preflight())
     except ModuleNotFoundError as error:
         raise ConfigError(

@@ -100,6 +100,8 @@ class EmbeddedServer:
             "--setup-timeout-s", str(limits.setup_s),
             "--step-timeout-s", str(limits.step_s),
             "--evaluate-timeout-s", str(limits.evaluate_s),
+            *(f"--provider-option={name}={value}" for name, value in env.provider_options.items()),
+            *(f"--allow-address={address}" for address in env.allow_addresses),
             "--drain-s", str(DRAIN_S),
             "--exit-with", str(os.getpid()),
         )  # fmt: skip

@@ -7,10 +7,11 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
 from arpo.client import EnvClient
+from arpo.client.token_file import read_token
 from arpo.config.model import Config
 from arpo.config.sections import EnvSection
 from arpo.protocol.problems import ConfigError, ProblemCode, ProblemError
-from arpo.protocol.tokens import Scope, parse_tokens, token_for
+from arpo.protocol.tokens import Scope
 from arpo.trainer.embedded import EmbeddedServer
 from arpo.trainer.progress import Reporter
 
@@ -27,7 +28,7 @@ async def env_client(
             server = await stack.enter_async_context(EmbeddedServer(config.env, log, reporter.say))
             url, token = server.url, server.token
         else:
-            url, token = config.env.url, read_token(config.env)
+            url, token = config.env.url, env_token(config.env)
         client = await stack.enter_async_context(EnvClient(url, token))
         try:
             await client.wait_ready(
@@ -43,19 +44,10 @@ async def env_client(
         yield client, server
 
 
-def read_token(env: EnvSection) -> str:
-    """The token for `env.url`: the first trainer's of its token file. Raises ConfigError."""
+def env_token(env: EnvSection) -> str:
+    """The token for `env.url`. Raises ConfigError."""
     if env.token_file is None:
         raise ConfigError(
             "env.url is set without env.token_file; fix: env.token_file=FILE with the server's token"
         )
-    try:
-        tokens = parse_tokens(env.token_file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"env.token_file={env.token_file} cannot be read: {error}") from error
-    token = token_for(tokens, Scope.TRAINER)
-    if token is None:
-        raise ConfigError(
-            f"env.token_file={env.token_file} holds no trainer's token; fix: copy the env-server's there"
-        )
-    return token.secret
+    return read_token(env.token_file, Scope.TRAINER, "env.token_file")
