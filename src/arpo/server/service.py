@@ -9,7 +9,8 @@ from __future__ import annotations
 import asyncio
 import errno
 import socket
-from collections.abc import AsyncIterator
+import time
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
@@ -93,16 +94,22 @@ async def running_server(
     tokens: TokenFile,
     settings: ServerSettings,
     without_token: LegacyAccess | None = None,
+    clock: Callable[[], float] = time.monotonic,
 ) -> AsyncIterator[RunningServer]:
     """Serve desktops on a bound socket. Inside, connections are accepted; the desktops start in the
-    background. without_token: the door for legacy requests that carry none.
+    background. without_token: the door for legacy requests that carry none. clock: seconds, by which sessions are
+    silent.
     """
     timeouts = _session_limits(settings)
     metrics = ServerMetrics()
     async with (
         running_pool(factory, settings.capacity, _pool_limits(settings), spares=settings.spares) as pool,
         running_manager(
-            pool, timeouts, metrics=metrics, sessions_per_caller=settings.sessions_per_caller
+            pool,
+            timeouts,
+            metrics=metrics,
+            sessions_per_caller=settings.sessions_per_caller,
+            clock=clock,
         ) as manager,
     ):
         app = create_app(
