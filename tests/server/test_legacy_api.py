@@ -11,7 +11,7 @@ from scripted_desktop import SCREEN, TASK, TOKEN, Script, env_server, lost, pict
 from test_env_server_wire import problem
 
 from arpo.protocol.actions import Click, Fail
-from arpo.protocol.problems import ProblemCode, ProblemError
+from arpo.protocol.problems import ConfigError, ProblemCode, ProblemError
 from arpo.server.legacy import LegacySettings
 
 OTHER = "the-token-of-somebody-else"
@@ -384,6 +384,13 @@ def test_an_episode_that_fell_silent_is_closed_and_forgotten(tmp_path) -> None:
         problem(await one.post("/env/evaluate", json={}), 409, "lease_lost")
 
     serve(tmp_path, story, legacy=LegacySettings(idle_timeout_s=0.3))
+
+
+def test_an_idle_timeout_that_no_session_can_have_is_refused() -> None:
+    LegacySettings(idle_timeout_s=3600)
+    for wrong in (0, 3601):
+        with pytest.raises(ConfigError, match="at most 3600 s"):
+            LegacySettings(idle_timeout_s=wrong)
 
 
 def test_without_a_valid_token_nothing_is_told_but_health(tmp_path) -> None:

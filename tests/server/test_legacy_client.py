@@ -104,9 +104,12 @@ def test_the_first_client_plays_episodes_to_their_scores(tmp_path) -> None:
 
 
 def test_without_a_token_the_first_client_is_refused(tmp_path) -> None:
-    with server_process(tmp_path) as server, closing(FirstClient(server.url, None)) as client:
-        with pytest.raises(requests.HTTPError, match="401"):
-            client.reset(SUITE.tasks()[0].wire())
+    with (
+        server_process(tmp_path) as server,
+        closing(FirstClient(server.url, None)) as client,
+        pytest.raises(requests.HTTPError, match="401"),
+    ):
+        client.reset(SUITE.tasks()[0].wire())
 
 
 def test_one_variable_lets_the_first_client_in_without_a_token(tmp_path, monkeypatch) -> None:

@@ -17,8 +17,8 @@ from arpo.server.callers import Caller
 NO_TOKEN = "ARPO_LEGACY_NO_TOKEN"  # noqa: S105 - the name of a variable
 """Environment variable; 1 lets requests without an Authorization header use the legacy API."""
 
-ANONYMOUS = Caller("legacy-no-token")
-"""Whoever sends no token: all of them share one session."""
+ANONYMOUS = Caller("(no token)")
+"""Whoever sends no token: all of them share one session. No line of a token file can have this name."""
 
 _PREFIX = "/env/"
 

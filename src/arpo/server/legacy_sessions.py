@@ -33,6 +33,9 @@ log = logging.getLogger(__name__)
 HungUp = Callable[[], Awaitable[bool]]
 """Whether the client of a request is known to be gone."""
 
+MAX_IDLE_S = 3600.0
+"""The longest idle time-out that a session may have (`SessionOptions`)."""
+
 _POLL_S = 25.0
 _PAUSE_S = 0.5
 
@@ -43,13 +46,19 @@ class LegacySettings:
 
     profile: how the policy speaks. max_steps: actions in an episode. idle_timeout_s: silence that ends an episode; long,
     because these clients send no heartbeats. reset_limit_s: for a reset, the wait for a free desktop included; below
-    the 1200 s after which these clients give up.
+    the 1200 s after which these clients give up. Raises ConfigError for an idle time-out that no session can have.
     """
 
     profile: ProfileName = "uitars-1.5"
     max_steps: int = 16
     idle_timeout_s: float = 1800.0
     reset_limit_s: float = 1140.0
+
+    def __post_init__(self) -> None:
+        if not 0 < self.idle_timeout_s <= MAX_IDLE_S:
+            raise ConfigError(
+                f"legacy idle time-out {self.idle_timeout_s:g} s; fix: more than 0 and at most {MAX_IDLE_S:g} s"
+            )
 
 
 @dataclass(eq=False)
