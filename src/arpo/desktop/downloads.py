@@ -82,9 +82,17 @@ class PublicTransport(httpx.AsyncBaseTransport):
             raise httpx.ConnectTimeout(f"{host} was not resolved in time", request=request) from error
         except (OSError, UnicodeError) as error:
             raise httpx.ConnectError(f"{host} cannot be resolved: {error}", request=request) from error
+        permitted: list[str] = []
+        refusal: AddressRefused | None = None
         for address in addresses:
-            self._policy.check(host, address)
-        return addresses
+            try:
+                self._policy.check(host, address)
+                permitted.append(address)
+            except AddressRefused as error:
+                refusal = error
+        if refusal is not None and not permitted:
+            raise refusal
+        return permitted
 
     def _through(self, proxy: str) -> httpx.AsyncHTTPTransport:
         if proxy not in self._proxied:

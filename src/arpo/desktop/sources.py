@@ -112,7 +112,8 @@ class Sources:
                 f"{_shown(url)}: HTTP {status}", permanent=status in (401, 403, 404, 410)
             ) from error
         except (httpx.HTTPError, httpx.InvalidURL) as error:
-            raise SourceError(f"{_shown(url)}: {type(error).__name__}: {error}") from error
+            wrong = isinstance(error, httpx.InvalidURL | httpx.UnsupportedProtocol | httpx.TooManyRedirects)
+            raise SourceError(f"{_shown(url)}: {type(error).__name__}: {error}", permanent=wrong) from error
         except AddressRefused as error:
             raise SourceError(f"{_shown(url)}: {error}", permanent=True) from error
         if kept is not None:
