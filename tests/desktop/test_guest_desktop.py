@@ -1,16 +1,19 @@
 """The desktop layer over real simulated guests: blame, clean episodes, time-outs."""
 
 import asyncio
+from ipaddress import ip_network
 from pathlib import Path
 
 import pytest
 
+from arpo.desktop.addresses import AddressPolicy
 from arpo.desktop.guest_desktop import DesktopTimeouts, GuestDesktop
 from arpo.desktop.sources import Sources
 from arpo.protocol.actions import Click, Drag, Fail, Finished, Press, Type, Wait
 from arpo.protocol.problems import Fault, ProblemCode, ProblemError
 from arpo.providers.simulated.provider import SimulatedProvider
 from arpo.tasks.validate import parse_task
+from arpo.telemetry import phases
 
 CATASTROPHE = {"expect": ["^(a+)+$"]}  # exponential time on a line of a's that ends with a b
 
@@ -120,7 +123,7 @@ def test_an_action_off_the_screen_is_refused_and_nothing_is_performed(action):
 @pytest.mark.parametrize(
     ("step", "code", "message"),
     [
-        (launch("gimp"), ProblemCode.RESET_FAILED, "setup step 1 (launch): gimp: command not found"),
+        (launch("gimp"), ProblemCode.SETUP_FAILED, "setup step 1 (launch): gimp: command not found"),
         (
             {"type": "open", "parameters": {"pth": "/a"}},
             ProblemCode.INVALID_TASK,
@@ -144,13 +147,14 @@ def test_an_action_off_the_screen_is_refused_and_nothing_is_performed(action):
         ({"type": "login"}, ProblemCode.INVALID_TASK, "setup step 1 (login) is not supported"),
         (
             {"type": "download", "parameters": {"files": [{"url": "http://127.0.0.1:9/a", "path": "/a"}]}},
-            ProblemCode.RESET_FAILED,
+            ProblemCode.SETUP_FAILED,
             "setup step 1 (download): http://127.0.0.1:9/a: ConnectError",
         ),
     ],
 )
 def test_a_setup_that_fails_names_its_step_and_who_is_to_blame(step, code, message):
-    problem = code_of(lambda desktop: desktop.reset(task([step])))
+    sources = Sources(allow=AddressPolicy(networks=(ip_network("127.0.0.0/8"),)))
+    problem = code_of(lambda desktop: desktop.reset(task([step])), sources=sources)
     assert problem.code is code
     assert message in problem.problem.detail
     assert problem.fault is (Fault.CLIENT if code is ProblemCode.INVALID_TASK else Fault.ENVIRONMENT)
@@ -214,10 +218,23 @@ def test_what_takes_too_long_has_its_own_code():
     slow = code_of(
         slow_step, provider=SimulatedProvider(step_latency_s=5), timeouts=DesktopTimeouts(step_s=0.05)
     )
-    assert slow.code is ProblemCode.DESKTOP_LOST
+    assert slow.code is ProblemCode.STEP_TIMEOUT
     sleep = {"type": "sleep", "parameters": {"seconds": 5}}
-    slow_setup = code_of(lambda desktop: desktop.reset(task([sleep])), timeouts=DesktopTimeouts(reset_s=0.05))
-    assert slow_setup.code is ProblemCode.RESET_FAILED
+    slow_setup = code_of(lambda desktop: desktop.reset(task([sleep])), timeouts=DesktopTimeouts(setup_s=0.05))
+    assert slow_setup.code is ProblemCode.SETUP_FAILED
+
+    async def slow_clean(desktop):
+        await desktop.reset(task())
+        provider._reset_latency_s = 5
+        with pytest.raises(ProblemError) as caught:
+            await desktop.clean()
+        provider._reset_latency_s = 0
+        await desktop.reset(task())
+        return caught.value.code
+
+    provider = SimulatedProvider()
+    timeouts = DesktopTimeouts(reset_s=0.05)
+    assert drive(slow_clean, provider=provider, timeouts=timeouts) is ProblemCode.RESET_FAILED
 
 
 def test_waiting_that_an_action_asks_for_is_no_delay_of_the_guest():
@@ -275,11 +292,14 @@ def test_an_episodes_files_on_this_host_are_gone_after_it():
         await desktop.reset(task([launch("notes")]))
         folder = desktop._episode.folder
         assert folder.is_dir()
-        await desktop.reset(task())
+        await desktop.clean()
         assert not folder.exists()
-        return desktop._episode.folder
+        await desktop.reset(task())
+        return desktop._scratch.path.parent, desktop._episode.folder
 
-    assert not drive(scenario).exists()
+    scratch, folder = drive(scenario)
+    assert folder.is_relative_to(scratch)
+    assert not scratch.exists()
 
 
 def test_calls_out_of_order_are_refused():
@@ -299,3 +319,60 @@ def test_the_tasks_files_come_from_the_suites_that_the_desktop_knows(tmp_path):
         return await desktop.evaluate()
 
     assert drive(scenario, sources=Sources(suites={"mine": Path(tmp_path)})) == 1.0
+
+
+def test_every_operation_says_where_its_time_goes():
+    async def scenario(desktop):
+        recorded = []
+        task_ = task([launch("notes")], func="infeasible")
+        for call in (
+            lambda: desktop.reset(task_),
+            lambda: desktop.execute([Type(text="a")]),
+            desktop.evaluate,
+            desktop.clean,
+            lambda: desktop.reset(task_),
+        ):
+            with phases.record() as taken:
+                await call()
+            recorded.append(taken)
+        return recorded
+
+    recorded = drive(scenario)
+    assert [set(taken) for taken in recorded] == [
+        {"start", "setup", "settle", "screenshot"},
+        {"act", "settle", "screenshot"},
+        {"evaluate"},
+        {"clean"},
+        {"setup", "settle", "screenshot"},
+    ]
+    assert all(seconds >= 0 for taken in recorded for seconds in taken.values())
+
+
+def test_a_frozen_guest_is_a_lost_desktop_within_the_time_out_and_can_be_closed():
+    async def scenario(desktop):
+        await desktop.reset(task([launch("notes")]))
+        await desktop.execute([Type(text="a")])
+        with pytest.raises(ProblemError) as caught:
+            await desktop.execute([Type(text="b")])
+        return caught.value.code
+
+    provider = SimulatedProvider(freeze_after=1)
+    timeouts = DesktopTimeouts(step_s=0.05)
+    assert drive(scenario, provider=provider, timeouts=timeouts) is ProblemCode.DESKTOP_LOST
+
+
+def test_an_evaluator_that_cannot_read_the_guests_files_is_no_score():
+    async def scenario(desktop):
+        await desktop.reset(
+            task(
+                func="compare_text_file",
+                result={"type": "vm_file", "path": "/home/user/a.txt", "dest": "a.txt"},
+                expected={"type": "rule", "rules": {"expected": "a"}},
+            )
+        )
+        with pytest.raises(ProblemError) as caught:
+            await desktop.evaluate()
+        return caught.value.code
+
+    provider = SimulatedProvider(fail_reads=True)
+    assert drive(scenario, provider=provider) is ProblemCode.EVALUATOR_FAILED

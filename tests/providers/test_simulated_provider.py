@@ -5,7 +5,7 @@ import asyncio
 import pytest
 
 from arpo.guest_client import GuestError, GuestFileMissing, Settle
-from arpo.protocol.actions import Type
+from arpo.protocol.actions import Press, Type
 from arpo.protocol.problems import ConfigError
 from arpo.providers.base import ProviderError
 from arpo.providers.registry import make_provider, provider_names
@@ -131,7 +131,7 @@ def test_a_reset_guest_is_like_a_new_one_and_the_old_one_is_gone():
         await guest.client.execute("echo x > ~/a; notes ~/a", shell=True)
         assert await guest.client.screenshot() != clean
         fresh = await provider.reset(guest)
-        assert fresh.id == guest.id
+        assert fresh.id != guest.id
         assert await fresh.client.screenshot() == clean
         with pytest.raises(GuestFileMissing):
             await fresh.client.read_file("~/a")
@@ -176,6 +176,74 @@ def test_faults_are_injected_as_asked():
 
     asyncio.run(failing())
 
+    async def unreadable(provider, guest):
+        await guest.client.write_file("~/a", b"x")
+        for call in (guest.client.read_file("~/a"), guest.client.list_directory("~")):
+            with pytest.raises(GuestError, match="injected"):
+                await call
+        assert await guest.client.screenshot()
+
+    on_guest(unreadable, fail_reads=True)
+
+
+def test_a_frozen_guest_answers_nothing_until_it_is_stopped():
+    async def scenario(provider, guest):
+        await guest.client.act([Type(text="a")], Settle())
+        calls = [asyncio.create_task(guest.client.act([Type(text="b")], Settle()))]
+        await asyncio.sleep(0)
+        calls += [
+            asyncio.create_task(guest.client.screenshot()),
+            asyncio.create_task(guest.client.read_file("~/a")),
+        ]
+        assert not (await asyncio.wait(calls, timeout=0.05))[0]
+        client = provider.guests[guest.id]
+        await provider.stop(guest)
+        for call in calls:
+            with pytest.raises(GuestError, match="gone"):
+                await call
+        assert [action.text for action in client.applied] == ["a"]
+
+    on_guest(scenario, freeze_after=1)
+
+
+def test_what_was_done_to_every_guest_can_be_counted_even_after_it_was_stopped():
+    async def scenario(provider, guest):
+        await guest.client.act([Type(text="a"), Press(key="enter")], Settle())
+        fresh = await provider.reset(guest)
+        await fresh.client.act([Type(text="b")], Settle())
+        assert [client.applied for client in provider.guests.values()] == [
+            [Type(text="a"), Press(key="enter")],
+            [Type(text="b")],
+        ]
+
+    on_guest(scenario, keep_stopped=True)
+
+    async def forgetting(provider, guest):
+        fresh = await provider.reset(guest)
+        assert list(provider.guests) == [fresh.id]
+
+    on_guest(forgetting)
+
+
+def test_whatever_changes_the_screen_is_in_the_next_picture():
+    async def scenario(provider, guest):
+        client = guest.client
+        seen = [await client.screenshot()]
+        for change in (
+            lambda: client.execute("notes ~/a", shell=True),
+            lambda: client.act([Type(text="a")], Settle()),
+            lambda: client.open_file("~"),
+            lambda: client.activate_window("notes"),
+            lambda: client.close_window("notes"),
+            lambda: client.launch(["calculator"]),
+        ):
+            await change()
+            seen.append(await client.screenshot())
+            assert seen[-1] != seen[-2]
+            assert await client.screenshot() is seen[-1]
+
+    on_guest(scenario)
+
 
 def test_a_screen_that_is_too_small_is_refused():
     with pytest.raises(ConfigError, match="at least 640x480, got 640x400"):
@@ -187,5 +255,7 @@ def test_providers_are_made_by_name():
     assert make_provider("simulated", screen=(800, 600), step_latency_s=0.1).name == "simulated"
     with pytest.raises(ConfigError, match=r"unknown provider 'kvm'; known: .*simulated"):
         make_provider("kvm", screen=(640, 480))
-    with pytest.raises(ConfigError, match="provider 'simulated' has no option 'sandbox'; known: fail_resets"):
+    with pytest.raises(
+        ConfigError, match=r"provider 'simulated' has no option 'sandbox'; known: .*fail_resets"
+    ):
         make_provider("simulated", screen=(640, 480), sandbox="none")

@@ -131,7 +131,8 @@ class PoolMachine(RuleBasedStateMachine):
     @rule(data=st.data(), verdict=st.sampled_from(Verdict))
     def give_back(self, data: st.DataObject, verdict: Verdict) -> None:
         slot = data.draw(st.sampled_from(self.leased))
-        slot.desktop.dirty = True
+        desk = slot.desktop
+        desk.dirty = True
         self.leased.remove(slot)
         if verdict is Verdict.RESET_FAILED:
             self.strikes[slot.index] += 1
@@ -140,6 +141,8 @@ class PoolMachine(RuleBasedStateMachine):
             out = verdict is Verdict.RESET_FAILED and self.strikes[slot.index] >= STRIKES
             assert (slot.state is SlotState.QUARANTINED) == out
         self.settle()
+        if verdict is Verdict.LOST and not self.drained:
+            assert desk.closed
 
     # What providers do
 

@@ -12,9 +12,7 @@ import contextlib
 import logging
 import os
 import pickle
-import shutil
 import sys
-import tempfile
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -22,6 +20,7 @@ from dataclasses import dataclass
 from arpo.desktop import landlock
 from arpo.desktop.addresses import AddressPolicy
 from arpo.desktop.evaluator_messages import LENGTH, Answer, Failure, GetterCall, MetricCall, Order, read_reply
+from arpo.scratch import ScratchFolder
 
 _log = logging.getLogger(__name__)
 
@@ -55,7 +54,7 @@ class _Worker:
     process: asyncio.subprocess.Process
     stdin: asyncio.StreamWriter
     stdout: asyncio.StreamReader
-    folder: str
+    folder: ScratchFolder
 
     async def call(self, order: Order) -> Answer | Failure:
         data = pickle.dumps(order)
@@ -69,7 +68,7 @@ class _Worker:
         with contextlib.suppress(ProcessLookupError):
             self.process.kill()
         await self.process.wait()
-        shutil.rmtree(self.folder, ignore_errors=True)
+        self.folder.remove()
 
 
 class EvaluatorPool:
@@ -151,7 +150,8 @@ class EvaluatorPool:
 
 async def _start() -> _Worker:
     # Its own folder: some metrics write into the working directory. Its own small environment: they need no secrets.
-    folder = tempfile.mkdtemp(prefix="arpo-evaluator-")
+    scratch = ScratchFolder("arpo-evaluators-")
+    folder = str(scratch.path)
     environment = {name: os.environ[name] for name in _INHERITED if name in os.environ}
     process = await asyncio.create_subprocess_exec(
         sys.executable,
@@ -166,4 +166,4 @@ async def _start() -> _Worker:
     )
     if process.stdin is None or process.stdout is None:
         raise RuntimeError("a process was started without the pipes asked for")
-    return _Worker(process, process.stdin, process.stdout, folder)
+    return _Worker(process, process.stdin, process.stdout, scratch)

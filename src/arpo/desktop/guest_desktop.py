@@ -1,9 +1,10 @@
 """A desktop over any provider: reset to a task, perform actions, score.
 
 Invariants
-- An episode starts on a guest that nobody has touched since it was started or reset.
+- An episode starts on a guest that nobody has touched since it was started or cleaned.
 - Every failure is a ProblemError whose code says what failed.
-- Nothing of an episode outlives it: its files on this host go with the next reset or with `close`.
+- Nothing of an episode outlives it: its files on this host go with the next `clean` or `reset`, with `close`, or, when
+  this process is killed, with the next desktop that is made on this host.
 """
 
 from __future__ import annotations
@@ -25,7 +26,9 @@ from arpo.guest_client import GuestError, Settle
 from arpo.protocol.actions import TERMINAL, Action, Click, Drag, Fail, Move, Scroll, Wait
 from arpo.protocol.problems import ProblemCode, ProblemError
 from arpo.providers.base import Addresses, Guest, Provider, ProviderError
+from arpo.scratch import ScratchFolder
 from arpo.tasks.model import Task
+from arpo.telemetry.phases import phase
 
 _ALIVE_S = 5.0
 
@@ -34,11 +37,14 @@ _ALIVE_S = 5.0
 class DesktopTimeouts:
     """Seconds after which an operation counts as failed.
 
-    reset_s covers the clean guest and the task's setup. Waiting that an action asks for is added to step_s.
+    reset_s is for a clean guest in place of a used one, setup_s for the task's setup with the wait for quiet pixels
+    after it. Waiting that an action asks for is added to step_s. A failure takes up to `_ALIVE_S` longer: whether the
+    guest still answers decides about its code.
     """
 
     start_s: float = 120.0
-    reset_s: float = 300.0
+    reset_s: float = 120.0
+    setup_s: float = 300.0
     step_s: float = 120.0
     evaluate_s: float = 300.0
 
@@ -79,6 +85,7 @@ class GuestDesktop:
         self._guest: Guest | None = None
         self._untouched = False
         self._episode: _Episode | None = None
+        self._scratch: ScratchFolder | None = None
 
     @property
     def screen(self) -> tuple[int, int]:
@@ -90,8 +97,9 @@ class GuestDesktop:
         if self._guest is not None:
             return
         try:
-            async with asyncio.timeout(self._timeouts.start_s):
-                self._guest = await self._provider.start()
+            with phase("start"):
+                async with asyncio.timeout(self._timeouts.start_s):
+                    self._guest = await self._provider.start()
         except ProviderError as error:
             raise ProblemError(ProblemCode.START_FAILED, str(error)) from error
         except TimeoutError as error:
@@ -99,40 +107,59 @@ class GuestDesktop:
             raise ProblemError(ProblemCode.START_FAILED, detail) from error
         self._untouched = True
 
-    async def reset(self, task: Task) -> bytes:
-        """A clean guest in the task's initial state; returns the first screenshot (PNG).
+    async def clean(self) -> None:
+        """End the episode and get a guest that nobody has touched, ahead of the next reset.
 
-        Raises ProblemError start_failed, reset_failed, desktop_lost, or invalid_task when the setup could work on
-        no desktop.
+        Raises ProblemError start_failed or reset_failed; then there is no guest, and the next call starts one.
         """
         self._end_episode()
         await self.start()
-        episode = _Episode(task, Path(tempfile.mkdtemp(prefix="arpo-episode-")))
-        self._episode = episode
+        if self._untouched:
+            return
+        limit_s = self._timeouts.reset_s
         try:
-            async with asyncio.timeout(self._timeouts.reset_s):
-                guest = await self._clean_guest()
-                self._untouched = False
-                await run_setup(task.config, self._setup_context(episode))
-                await guest.client.settle(self._setup_settle)
-                return await guest.client.screenshot()
+            with phase("clean"):
+                async with asyncio.timeout(limit_s):
+                    self._guest = await self._provider.reset(self._running())
         except ProviderError as error:
             await self._abandon_guest()
             raise ProblemError(ProblemCode.RESET_FAILED, str(error)) from error
+        except TimeoutError as error:
+            await self._abandon_guest()
+            raise ProblemError(ProblemCode.RESET_FAILED, f"no clean guest after {limit_s:g} s") from error
+        self._untouched = True
+
+    async def reset(self, task: Task) -> bytes:
+        """A clean guest in the task's initial state; returns the first screenshot (PNG).
+
+        Raises ProblemError start_failed or reset_failed (no clean guest), invalid_task when the setup could work on no
+        desktop, setup_failed when it failed or took too long on this one, desktop_lost when the guest is gone.
+        """
+        await self.clean()
+        episode = self._episode = _Episode(task, self._episode_folder())
+        guest = self._running()
+        self._untouched = False
+        limit_s = self._timeouts.setup_s
+        try:
+            async with asyncio.timeout(limit_s):
+                with phase("setup"):
+                    await run_setup(task.config, self._setup_context(episode))
+                await guest.client.settle(self._setup_settle)
+                return await _screenshot(guest)
         except SetupError as error:
-            code = ProblemCode.INVALID_TASK if error.task_is_wrong else ProblemCode.RESET_FAILED
+            code = ProblemCode.INVALID_TASK if error.task_is_wrong else ProblemCode.SETUP_FAILED
             raise await self._blamed(code, str(error)) from error
         except GuestError as error:
-            raise await self._blamed(ProblemCode.RESET_FAILED, str(error)) from error
+            raise await self._blamed(ProblemCode.SETUP_FAILED, str(error)) from error
         except TimeoutError as error:
-            detail = f"not ready after {self._timeouts.reset_s:g} s"
-            raise await self._blamed(ProblemCode.RESET_FAILED, detail) from error
+            detail = f"the task's setup was not done after {limit_s:g} s"
+            raise await self._blamed(ProblemCode.SETUP_FAILED, detail) from error
 
     async def execute(self, actions: Sequence[Action]) -> bytes:
         """Perform actions, wait for quiet pixels; returns the new screenshot (PNG).
 
         What follows a terminal action is not performed.
-        Raises ProblemError invalid_action (then nothing was performed), desktop_lost or not_ready.
+        Raises ProblemError invalid_action (then nothing was performed), step_timeout, desktop_lost or not_ready.
         """
         episode, guest = self._current(), self._running()
         performed = _until_terminal(actions)
@@ -144,12 +171,12 @@ class GuestDesktop:
                 on_screen = [action for action in performed if not isinstance(action, TERMINAL)]
                 if on_screen:
                     await guest.client.act(on_screen, self._settle)
-                picture = await guest.client.screenshot()
+                picture = await _screenshot(guest)
         except GuestError as error:
             raise ProblemError(ProblemCode.DESKTOP_LOST, str(error)) from error
         except TimeoutError as error:
             detail = f"the guest did not finish a step in {limit_s:g} s"
-            raise ProblemError(ProblemCode.DESKTOP_LOST, detail) from error
+            raise await self._blamed(ProblemCode.STEP_TIMEOUT, detail) from error
         episode.last_action = performed[-1] if performed else episode.last_action
         return picture
 
@@ -161,21 +188,9 @@ class GuestDesktop:
         episode = self._current()
         limit_s = self._timeouts.evaluate_s
         try:
-            async with asyncio.timeout(limit_s):
-                getters = GetterContext(
-                    guest=await self._guest_for_getters(episode.task),
-                    sources=self._sources,
-                    cache_dir=episode.folder,
-                    pool=self._evaluators,
-                    timeout_s=limit_s,
-                )
-                return await evaluate(
-                    episode.task,
-                    self._setup_context(episode, windows_may_be_missing=True),
-                    getters,
-                    self._evaluators,
-                    gave_up=isinstance(episode.last_action, Fail),
-                )
+            with phase("evaluate"):
+                async with asyncio.timeout(limit_s):
+                    return await self._score(episode, limit_s)
         except ProblemError as error:
             raise await self._blamed(error.code, error.problem.detail) from error
         except ProviderError as error:
@@ -188,14 +203,27 @@ class GuestDesktop:
         """Stop the guest and leave nothing behind."""
         self._end_episode()
         await self._abandon_guest()
+        if self._scratch is not None:
+            self._scratch.remove()
+            self._scratch = None
         if self._owns_evaluators:
             await self._evaluators.close()
 
-    async def _clean_guest(self) -> Guest:
-        guest = self._running()
-        if not self._untouched:
-            guest = self._guest = await self._provider.reset(guest)
-        return guest
+    async def _score(self, episode: _Episode, timeout_s: float) -> float:
+        getters = GetterContext(
+            guest=await self._guest_for_getters(episode.task),
+            sources=self._sources,
+            cache_dir=episode.folder,
+            pool=self._evaluators,
+            timeout_s=timeout_s,
+        )
+        return await evaluate(
+            episode.task,
+            self._setup_context(episode, windows_may_be_missing=True),
+            getters,
+            self._evaluators,
+            gave_up=isinstance(episode.last_action, Fail),
+        )
 
     async def _guest_for_getters(self, task: Task) -> Guest:
         """The guest; with addresses if the task's getters need them, since most tasks open no port."""
@@ -237,6 +265,11 @@ class GuestDesktop:
             raise ProblemError(ProblemCode.NOT_READY, "the desktop was not reset to a task")
         return self._episode
 
+    def _episode_folder(self) -> Path:
+        if self._scratch is None:
+            self._scratch = ScratchFolder("arpo-episodes-")
+        return Path(tempfile.mkdtemp(dir=self._scratch.path))
+
     def _end_episode(self) -> None:
         episode, self._episode = self._episode, None
         if episode is not None:
@@ -263,3 +296,8 @@ def _check_on_screen(action: Action, screen: tuple[int, int]) -> None:
         if x >= screen[0] or y >= screen[1]:
             detail = f"{action.kind} at ({x}, {y}) is outside the screen of {screen[0]}x{screen[1]}"
             raise ProblemError(ProblemCode.INVALID_ACTION, detail)
+
+
+async def _screenshot(guest: Guest) -> bytes:
+    with phase("screenshot"):
+        return await guest.client.screenshot()

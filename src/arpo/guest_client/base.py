@@ -44,10 +44,13 @@ class GuestClient(Protocol):
         """The screen as PNG."""
 
     async def act(self, actions: Sequence[Action], settle: Settle) -> None:
-        """Perform actions in order, then wait until the screen is quiet. Terminal actions are not allowed here."""
+        """Perform actions in order, then wait until the screen is quiet. Terminal actions are not allowed here.
+
+        Records the phases `act` and `settle` (`arpo.telemetry.phases`): only the guest knows where one ends.
+        """
 
     async def settle(self, settle: Settle) -> None:
-        """Wait until the screen is quiet."""
+        """Wait until the screen is quiet. Records the phase `settle`."""
 
     async def execute(
         self, command: str | Sequence[str], *, shell: bool = False, timeout_s: float = 120.0

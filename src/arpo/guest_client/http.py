@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,6 +11,7 @@ import httpx
 
 from arpo.guest_client.base import CommandResult, GuestError, GuestFileMissing, Settle
 from arpo.protocol.actions import ACTIONS, TERMINAL, Action, Drag, Scroll, Type, Wait
+from arpo.telemetry.phases import add_phase, phase
 
 _CONNECT_S = 10.0
 _READ_S = 30.0
@@ -41,14 +43,19 @@ class HttpGuestClient:
         if any(isinstance(action, TERMINAL) for action in actions):
             raise ValueError("terminal actions do nothing on a screen")
         body = {"actions": ACTIONS.dump_python(list(actions), mode="json"), "settle": _settle(settle)}
-        await self._call(
+        start = time.monotonic()
+        answer = await self._call(
             "POST", "/arpo/act", json=body, read_s=_READ_S + settle.ceiling_s + _duration_s(actions)
         )
+        settling_s = float(answer.json()["seconds"])
+        add_phase("act", time.monotonic() - start - settling_s)
+        add_phase("settle", settling_s)
 
     async def settle(self, settle: Settle) -> None:
         """Wait until the screen is quiet."""
         body = {"settle": _settle(settle)}
-        await self._call("POST", "/arpo/settle", json=body, read_s=_READ_S + settle.ceiling_s)
+        with phase("settle"):
+            await self._call("POST", "/arpo/settle", json=body, read_s=_READ_S + settle.ceiling_s)
 
     async def execute(
         self, command: str | Sequence[str], *, shell: bool = False, timeout_s: float = 120.0

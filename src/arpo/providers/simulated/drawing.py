@@ -5,7 +5,8 @@ Invariant: equal shapes give equal bytes, whatever came before, so rendering can
 
 from __future__ import annotations
 
-import io
+import struct
+import zlib
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import NamedTuple
@@ -137,7 +138,20 @@ def render(shapes: tuple[Shape, ...], screen: tuple[int, int]) -> bytes:
                 draw.text((x, y), text, fill=colour, font=_font())
             case _Line(points, colour, width):
                 draw.line(points, fill=colour, width=width)
-    out = io.BytesIO()
-    # Level 1 is several times faster than the default and the pictures are flat: size hardly differs.
-    image.save(out, "PNG", compress_level=1)
-    return out.getvalue()
+    return _png(image)
+
+
+def _png(image: Image.Image) -> bytes:
+    """An RGB image as PNG, in half the time that Pillow takes: rows are not filtered.
+
+    The pictures are flat, so neither filters nor a higher level than 1 would make them much smaller.
+    """
+    width, height = image.size
+    pixels, stride = image.tobytes(), width * 3
+    rows = b"".join(b"\0" + pixels[start : start + stride] for start in range(0, height * stride, stride))
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    chunks = ((b"IHDR", header), (b"IDAT", zlib.compress(rows, 1)), (b"IEND", b""))
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+        for name, data in chunks
+    )

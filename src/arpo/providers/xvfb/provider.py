@@ -77,10 +77,17 @@ class XvfbProvider:
 
     async def reset(self, guest: Guest) -> Guest:
         """A fresh desktop in place of a used one. Raises `ProviderError`; the used one is gone either way."""
-        fresh, _ = await asyncio.gather(self.start(), self.stop(guest), return_exceptions=True)
-        if isinstance(fresh, BaseException):
-            raise fresh  # only now, so that the used one is really gone
-        return fresh
+        starting = asyncio.create_task(self.start())
+        try:
+            await self.stop(guest)
+            return await starting
+        except BaseException:
+            # Cancelled: nobody will ever know of the fresh one.
+            starting.cancel()
+            (fresh,) = await asyncio.gather(starting, return_exceptions=True)
+            if isinstance(fresh, Guest):
+                await asyncio.shield(self.stop(fresh))
+            raise
 
     async def expose(self, guest: Guest) -> Guest:
         """The same guest with addresses on this machine's loopback, for clients that need host and port.
