@@ -31,6 +31,22 @@ class _Message(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
 
+def _example(**fields: Any) -> ConfigDict:
+    """A message's example in the OpenAPI document."""
+    return ConfigDict(extra="forbid", json_schema_extra={"examples": [fields]})
+
+
+_SESSION = "0a1b2c3d.00112233445566aa"
+_PIXEL = {
+    "media_type": "image/png",
+    "width": 1,
+    "height": 1,
+    "sha256": "eaa4a94ea300e0d2c775968cbe42f0b5b51ceafdeb73d64e9efddf6d4e880865",
+    "data": "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAAAAAA6fptVAAAACklEQVR4nGNgAAAAAgABSK+kcQAAAABJRU5ErkJggg==",
+}
+_OBSERVATION = {"screenshot": _PIXEL, "unchanged": False}
+
+
 class SessionState(StrEnum):
     """Where a session is."""
 
@@ -65,12 +81,24 @@ class SessionOptions(_Message):
 class CreateSession(_Message):
     """Body of `POST /v1/sessions`."""
 
+    model_config = _example(
+        task={
+            "id": "open-the-moon",
+            "instruction": "Open the moon.",
+            "config": [],
+            "evaluator": {"func": "infeasible"},
+        },
+        options={"screenshot": {"format": "webp"}, "idle_timeout_s": 120, "client_id": "run-7"},
+    )
+
     task: dict[str, Any]
     options: SessionOptions = SessionOptions()
 
 
 class SessionCreated(_Message):
     """Reply to `POST /v1/sessions`."""
+
+    model_config = _example(session_id=_SESSION, lease=17, state="resetting")
 
     session_id: str
     lease: int
@@ -107,6 +135,8 @@ class SessionView(_Message):
     `score` is there once an evaluation has ended.
     """
 
+    model_config = _example(session_id=_SESSION, state="ready", seq=0, observation=_OBSERVATION)
+
     session_id: str
     state: SessionState
     seq: int
@@ -118,6 +148,12 @@ class SessionView(_Message):
 class StepRequest(_Message):
     """Body of `POST /v1/sessions/{id}/step`. `seq` is 1 for the first step and rises by one."""
 
+    model_config = _example(
+        lease=17,
+        seq=1,
+        actions=[{"kind": "click", "x": 100, "y": 80}, {"kind": "type", "text": "hello\n"}],
+    )
+
     lease: int
     seq: Annotated[int, Field(ge=1)]
     actions: Annotated[list[Action], Field(max_length=64)]
@@ -125,6 +161,8 @@ class StepRequest(_Message):
 
 class StepReply(_Message):
     """Reply to a step. `done` is true once a terminal action was among those applied."""
+
+    model_config = _example(seq=1, observation=_OBSERVATION, done=False)
 
     seq: int
     observation: Observation
@@ -134,17 +172,23 @@ class StepReply(_Message):
 class EvaluateRequest(_Message):
     """Body of `POST /v1/sessions/{id}/evaluate`."""
 
+    model_config = _example(lease=17)
+
     lease: int
 
 
 class EvaluateReply(_Message):
     """Reply to an evaluation: OSWorld's score in [0, 1]."""
 
+    model_config = _example(score=1.0)
+
     score: float
 
 
 class Lease(_Message):
     """Body of `POST /v1/sessions/{id}/heartbeat`."""
+
+    model_config = _example(lease=17)
 
     lease: int
 
@@ -156,18 +200,27 @@ class Ready(_Message):
     `note` names desktops that are out of service all the same.
     """
 
+    model_config = _example(note="")
+
     note: str = ""
 
 
 class Capacity(_Message):
     """Reply to `GET /v1/capacity`."""
 
+    model_config = _example(
+        provider="xvfb", capacity=4, free=3, busy=1, quarantined=0, screen=[1280, 720], version="0.1.0"
+    )
+
     provider: str
     capacity: int
     free: int
     busy: int
     quarantined: int
-    screen: tuple[int, int]
+    screen: Annotated[
+        tuple[int, int],
+        WithJsonSchema({"type": "array", "items": {"type": "integer"}, "minItems": 2, "maxItems": 2}),
+    ]
     version: str
 
 
@@ -191,6 +244,23 @@ class SessionSummary(_Message):
 class SessionList(_Message):
     """Reply to `GET /v1/sessions`: the caller's own, everybody's for an admin; closed ones are left out."""
 
+    model_config = _example(
+        sessions=[
+            {
+                "session_id": _SESSION,
+                "state": "ready",
+                "seq": 3,
+                "caller": "alice",
+                "client_id": "run-7",
+                "task_id": "open-the-moon",
+                "desktop": 0,
+                "age_s": 41.5,
+                "idle_s": 2.25,
+                "idle_timeout_s": 120.0,
+            }
+        ]
+    )
+
     sessions: list[SessionSummary]
 
 
@@ -207,10 +277,19 @@ class DesktopStatus(_Message):
 class PoolStatus(_Message):
     """Reply to `GET /v1/pool`."""
 
+    model_config = _example(
+        desktops=[
+            {"index": 0, "state": "leased", "strikes": 0, "reason": "", "session_id": _SESSION},
+            {"index": 1, "state": "quarantined", "strikes": 2, "reason": "start failed: no space left"},
+        ]
+    )
+
     desktops: list[DesktopStatus]
 
 
 class ResetPool(_Message):
     """Body of `POST /v1/pool/reset`. sessions: end the sessions, too, instead of waiting for their ends."""
+
+    model_config = _example(sessions=False)
 
     sessions: bool = False

@@ -49,15 +49,11 @@ class BearerAuth:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """The ASGI call."""
         if scope["type"] == "http" and scope["path"] not in OPEN_PATHS:
-            caller = self._caller(scope)
-            if caller is None:
-                error = ProblemError(
-                    ProblemCode.UNAUTHORIZED,
-                    "send `Authorization: Bearer <a token of the server's token file>`",
-                )
+            try:
+                scope.setdefault("state", {})["caller"] = self._caller(scope)
+            except ProblemError as error:
                 await self._problem_response(error)(scope, receive, send)
                 return
-            scope.setdefault("state", {})["caller"] = caller
         await self._app(scope, receive, send)
 
     def _caller(self, scope: Scope) -> Caller:
