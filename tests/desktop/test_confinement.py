@@ -7,7 +7,6 @@ import importlib.util
 import io
 import json
 import logging
-import os
 import pickle
 import socket
 import sqlite3
@@ -372,6 +371,29 @@ def test_a_process_that_served_one_episode_serves_the_next_and_no_longer_the_fir
     asyncio.run(run())
 
 
+def test_what_a_metric_leaves_lying_about_is_gone_with_the_call(folder):
+    code = "d = tempfile.gettempdir(); assert not os.listdir(d); open(d + '/left', 'w').close()"
+    homes = []
+
+    async def run():
+        pool = EvaluatorPool(workers=1, run_agent_code=True)
+        for name in ("one", "two"):
+            (folder / f"{name}.py").write_text(
+                f"import os, tempfile\ndef test():\n    {code}\n    return True\n"
+            )
+            call = MetricCall(
+                "check_python_file_by_test_suite", ("", str(folder / f"{name}.py")), {}, str(folder)
+            )
+            assert await pool.call(call, timeout_s=60) == 1.0
+            homes.append(Path(pool._idle[0].folder))
+            assert not list(homes[-1].rglob("left"))
+        await pool.close()
+
+    asyncio.run(run())
+    assert homes[0] == homes[1]
+    assert not homes[0].exists()
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux bounds a process's memory so")
 def test_a_file_that_unfolds_into_more_than_the_memory_is_no_end_of_the_process(folder, caplog):
     with (folder / "a.txt").open("wb") as file:
@@ -404,12 +426,12 @@ from arpo.desktop import landlock
 landlock.abi = lambda: 0
 from arpo.desktop.addresses import AddressPolicy
 from arpo.desktop.evaluator_messages import MetricCall, Order
-from arpo.desktop.evaluator_worker import _confined
+from arpo.desktop.evaluator_worker import confined
 secret = {str(folder.parent / "secret.txt")!r}
 calls = [("compare_text_file", (secret, secret)), ("check_libre_locale", (secret, {{"locale_set": ["en"]}})),
          ("run_sqlite3", (":memory:", {{"sql": "attach '" + secret + "' as a"}}))]
 for name, arguments in calls:
-    reply = _confined(Order(MetricCall(name, arguments, {{}}, {str(folder)!r}), AddressPolicy()))
+    reply = confined(Order(MetricCall(name, arguments, {{}}, {str(folder)!r}), AddressPolicy()), Path.cwd())
     print(reply.refused, reply.reason)
 """
     result = subprocess.run(
@@ -418,7 +440,6 @@ for name, arguments in calls:
         text=True,
         check=False,
         cwd=folder,
-        env={**os.environ, "TMPDIR": str(folder)},
     )
     lines = result.stdout.splitlines()
     assert len(lines) == 3, result.stderr

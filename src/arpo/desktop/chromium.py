@@ -7,11 +7,11 @@ OSWorld's tasks use. Playwright is not needed for tabs.
 from __future__ import annotations
 
 import asyncio
-import json
 from dataclasses import dataclass
 from urllib.parse import quote, urlsplit
 
 import httpx
+from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from arpo.providers.base import Guest
 
@@ -44,6 +44,16 @@ class Tab:
     title: str
 
 
+class _Listed(BaseModel):
+    id: str
+    url: str
+    title: str = ""
+    type: str = ""
+
+
+_LISTED = TypeAdapter(list[_Listed])
+
+
 class DevTools:
     """The tabs of one guest's Chromium. Methods raise DevToolsError or GuestError.
 
@@ -56,8 +66,13 @@ class DevTools:
 
     async def tabs(self) -> list[Tab]:
         """The open pages, newest first."""
-        listed = json.loads(await self._ask("GET", "/json/list"))
-        return [Tab(t["id"], t["url"], t.get("title", "")) for t in listed if t.get("type") == "page"]
+        answer = await self._ask("GET", "/json/list")
+        try:  # whoever listens there, it is a program of the guest's
+            return [Tab(t.id, t.url, t.title) for t in _LISTED.validate_json(answer) if t.type == "page"]
+        except ValidationError as error:
+            raise DevToolsError(
+                f"Chromium's DevTools answered what is no list of tabs: {answer[:100]!r}"
+            ) from error
 
     async def open(self, url: str) -> None:
         """Open a page in a new tab."""
@@ -81,7 +96,7 @@ class DevTools:
 
     async def _ask_at(self, address: str, method: str, path: str) -> str:
         try:
-            async with httpx.AsyncClient(timeout=5.0) as client:
+            async with httpx.AsyncClient(timeout=5.0, trust_env=False) as client:  # no proxy leads to a guest
                 response = await client.request(method, f"http://{address}{path}")
                 response.raise_for_status()
                 return response.text

@@ -18,9 +18,9 @@ import os
 import re
 import sys
 import sysconfig
-import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 
 from arpo.desktop import landlock
@@ -64,19 +64,25 @@ _ATTACHES = re.compile(r"\b(attach|vacuum)\b", re.IGNORECASE)
 class Guard:
     """The limits of one call.
 
-    folder: the episode's folder; None: no files but the software's.
+    folder: the episode's folder; None: no files but the process's and the software's. own: the process's own folder.
     guest: `host:port` of what the guest serves. allow: which other addresses may be reached.
     any_program: whether any program may be started.
     """
 
     def __init__(
-        self, folder: Path | None, *, guest: frozenset[str], allow: AddressPolicy, any_program: bool
+        self,
+        folder: Path | None,
+        own: Path,
+        *,
+        guest: frozenset[str],
+        allow: AddressPolicy,
+        any_program: bool,
     ) -> None:
         self.refused: list[str] = []
         """What was tried in vain, in words."""
-        own = (folder,) if folder is not None else ()
-        self._writable = tuple(_real(path) for path in (*own, Path(tempfile.gettempdir()), Path.cwd(), _NULL))
-        self._readable = (*self._writable, *(_real(path) for path in _software()))
+        episode = () if folder is None else (folder,)
+        self._writable = tuple(_real(path) for path in (*episode, own, _NULL))
+        self._readable = (*self._writable, *_software())
         self._folder = None if folder is None else _real(folder)
         self._guest = guest
         self._allow = allow
@@ -244,13 +250,17 @@ _CHECKS: dict[str, Callable[[Guard, tuple[object, ...]], None]] = {
 }  # fmt: skip
 
 
-def _software() -> Iterator[Path]:
+@cache  # what a metric adds to the import path later is not software
+def _software() -> tuple[str, ...]:
     """Python, the packages it imports from, and what the system installs for every program."""
-    yield from map(Path, {sys.prefix, sys.base_prefix, sys.exec_prefix, *sysconfig.get_paths().values()})
-    yield from (Path(entry) for entry in sys.path if entry and Path(entry).parent != Path(entry))
-    yield from map(Path, _SYSTEM)
-    if sys.platform == "win32":
-        yield from (Path(os.environ["SYSTEMROOT"], name) for name in ("Fonts", "System32"))
+    python = {sys.prefix, sys.base_prefix, sys.exec_prefix, *sysconfig.get_paths().values()}
+    imported = (entry for entry in sys.path if entry and Path(entry).parent != Path(entry))
+    fonts = (
+        (f"{os.environ['SYSTEMROOT']}\\{name}" for name in ("Fonts", "System32"))
+        if sys.platform == "win32"
+        else ()
+    )
+    return tuple(dict.fromkeys(_real(path) for path in (*python, *imported, *_SYSTEM, *fonts)))
 
 
 def _path(value: object) -> str | None:

@@ -17,6 +17,8 @@ from typing import Any
 from arpo.desktop.addresses import AddressPolicy
 
 LENGTH = struct.Struct(">I")
+MAX_REPLY_BYTES = 256 * 2**20
+"""Larger replies are an error."""
 
 
 @dataclass(frozen=True)

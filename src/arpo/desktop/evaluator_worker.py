@@ -15,9 +15,13 @@ from __future__ import annotations
 import ctypes
 import os
 import pickle
+import shutil
 import signal
 import sys
+import tempfile
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import date, time, timedelta
 from functools import cached_property
 from pathlib import Path
@@ -32,6 +36,7 @@ _PR_SET_PDEATHSIG = 1
 _GIB = 1 << 30
 _MAX_MEMORY = 4 * _GIB  # a file of the agent's may unfold into anything
 _MAX_FILE = _GIB
+_MAX_REASON = 500  # characters of an exception that a failure repeats
 
 
 def main() -> None:
@@ -40,8 +45,11 @@ def main() -> None:
     _bound_resources()
     calls, answers = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
+    own = Path.cwd()
     while (order := read_frame(calls)) is not None:
-        write_frame(answers, _confined(order))
+        with _scratch_folder(own):
+            reply = confined(order, own)
+        write_frame(answers, reply)
 
 
 def _die_with_parent() -> None:
@@ -78,12 +86,26 @@ def write_frame(stream: BinaryIO, reply: Answer | Failure) -> None:
     stream.flush()
 
 
-def _confined(order: Order) -> Answer | Failure:
+@contextmanager
+def _scratch_folder(own: Path) -> Iterator[None]:
+    """A working and temporary folder for one call: what metrics leave there is of one episode."""
+    scratch = tempfile.mkdtemp(dir=own)
+    tempfile.tempdir = scratch
+    os.chdir(scratch)
+    try:
+        yield
+    finally:
+        os.chdir(own)
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def confined(order: Order, own: Path) -> Answer | Failure:
     """The call's reply, computed in a new thread under the call's limits; a call that overstepped them has failed."""
     call = order.call
     view = call.guest if isinstance(call, GetterCall) else GuestView(call.cache_dir, (0, 0))
     guard = Guard(
         Path(view.cache_dir) if view.cache_dir else None,
+        own,
         guest=frozenset(address for address in (view.server, view.chromium, view.vlc) if address),
         allow=order.allow,
         any_program=order.any_program,
@@ -121,9 +143,9 @@ def _perform(call: MetricCall | GetterCall, guard: Guard) -> Answer | Failure:
     except osworld.Unavailable as error:
         return Failure(f"{error}{_to_install(osworld.absent_packages())}")
     except FileNotFoundError as error:
-        return Failure(f"FileNotFoundError: {error}", missing_file=True)
+        return Failure(f"FileNotFoundError: {_cut(error)}", missing_file=True)
     except Exception as error:  # evaluators are third-party code: whatever they raise becomes a typed failure
-        return Failure(f"{type(error).__name__}: {error}{_to_install(osworld.absent_packages())}")
+        return Failure(f"{type(error).__name__}: {_cut(error)}{_to_install(osworld.absent_packages())}")
     absent = osworld.absent_packages()
     if absent:  # many metrics catch everything and return 0: that would be a wrong score
         return Failure(f"it needs packages that are not installed{_to_install(absent)}")
@@ -146,6 +168,11 @@ def _plain(value: Any) -> Any:
     if hasattr(value, "tolist"):  # numpy's
         return _plain(value.tolist())
     raise TypeError(f"it returned a {type(value).__name__}, which is no plain data")
+
+
+def _cut(error: Exception) -> str:
+    text = str(error)  # some quote whole files
+    return text if len(text) <= _MAX_REASON else f"{text[:_MAX_REASON]}..."
 
 
 def _to_install(packages: list[str]) -> str:

@@ -19,7 +19,16 @@ from dataclasses import dataclass
 
 from arpo.desktop import landlock
 from arpo.desktop.addresses import AddressPolicy
-from arpo.desktop.evaluator_messages import LENGTH, Answer, Failure, GetterCall, MetricCall, Order, read_reply
+from arpo.desktop.evaluator_messages import (
+    LENGTH,
+    MAX_REPLY_BYTES,
+    Answer,
+    Failure,
+    GetterCall,
+    MetricCall,
+    Order,
+    read_reply,
+)
 from arpo.scratch import ScratchFolder
 
 _log = logging.getLogger(__name__)
@@ -60,8 +69,10 @@ class _Worker:
         data = pickle.dumps(order)
         self.stdin.write(LENGTH.pack(len(data)) + data)
         await self.stdin.drain()
-        header = await self.stdout.readexactly(LENGTH.size)
-        body = await self.stdout.readexactly(LENGTH.unpack(header)[0])
+        (size,) = LENGTH.unpack(await self.stdout.readexactly(LENGTH.size))
+        if size > MAX_REPLY_BYTES:
+            raise EvaluatorError(f"it returned more than {MAX_REPLY_BYTES >> 20} MiB")
+        body = await self.stdout.readexactly(size)
         return read_reply(body)
 
     async def end(self) -> None:
