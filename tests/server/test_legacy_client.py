@@ -98,7 +98,12 @@ def played(client: FirstClient, task) -> float:
 
 
 def test_the_first_client_plays_episodes_to_their_scores(tmp_path) -> None:
-    with server_process(tmp_path) as server, closing(FirstClient(server.url, server.token)) as client:
+    (tmp_path / "token").touch(mode=0o600)
+    (tmp_path / "token").write_text("of-the-first-client\n")
+    with (
+        server_process(tmp_path) as server,
+        closing(FirstClient(server.url, "of-the-first-client")) as client,
+    ):
         assert client.http.get(f"{server.url}/health", timeout=10).json()["provider"] == "simulated"
         assert [played(client, task) for task in SUITE.task_set("smoke")] == [1.0] * 4
 
