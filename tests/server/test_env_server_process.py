@@ -25,7 +25,7 @@ from server_process import (
     wait_gone,
 )
 
-from arpo.client import EnvClient
+from arpo.client import ClientTimeouts, EnvClient
 from arpo.protocol.actions import Click, Fail
 from arpo.protocol.problems import Fault, ProblemCode, ProblemError
 
@@ -82,11 +82,11 @@ def test_a_signal_ends_it_in_order_with_a_session_open(tmp_path, number: int, co
         assert "Traceback" not in server.log
 
 
-def test_a_killed_server_is_noticed_at_once_and_its_successor_serves_the_same_client(tmp_path) -> None:
+def test_a_killed_server_is_noticed_within_the_outage_time_and_its_successor_serves_the_same_client(tmp_path) -> None:
     async def story() -> None:
         with server_process(tmp_path) as first:
             port = urlsplit(first.url).port
-            async with EnvClient(first.url, first.token) as client:
+            async with EnvClient(first.url, first.token, timeouts=ClientTimeouts(outage_s=1)) as client:
                 await client.wait_ready(20)
                 old = await client.open_session(TASK)
                 await old.step([Click(x=5, y=5)])

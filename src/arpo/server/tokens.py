@@ -88,10 +88,10 @@ def ensure_token_file(path: Path) -> bool:
         fresh = Path(name)
         try:
             with os.fdopen(descriptor, "w") as file:
-                file.write("# <token> [scopes] [name]; scopes: trainer, backend, admin\n")
                 file.writelines(
                     f"{secrets.token_urlsafe(32)} {scope} {scope}\n" for scope in (Scope.TRAINER, Scope.ADMIN)
                 )
+                file.write("# <token> [scopes] [name]; scopes: trainer, backend, admin\n")
             # A link is made whole or not at all, and not over a file that another server has just made.
             os.link(fresh, path)
         except FileExistsError:
