@@ -385,7 +385,7 @@ def test_what_a_metric_leaves_lying_about_is_gone_with_the_call(folder):
                 "check_python_file_by_test_suite", ("", str(folder / f"{name}.py")), {}, str(folder)
             )
             assert await pool.call(call, timeout_s=60) == 1.0
-            homes.append(Path(pool._idle[0].folder))
+            homes.append(pool._idle[0].folder.path)
             assert not list(homes[-1].rglob("left"))
         await pool.close()
 
