@@ -16,7 +16,7 @@ from arpo.providers.base import ProviderError
 
 T = TypeVar("T")
 
-_POLL_S = 0.25
+_POLL_S = 0.5
 
 
 class OutOfTime(ProviderError):  # noqa: N818 - what happened
@@ -84,7 +84,7 @@ class Attempt:
         return said
 
     def sleep(self, seconds: float) -> None:
-        """Wait a little before another try: at most a quarter of a second, since our commands are waited for."""
+        """Wait a little before another try: at most half a second, since our commands are waited for."""
         failure = self._failure
         if failure is not None and not self._transient(failure.said):
             raise failure

@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import logging
 import shlex
 import subprocess
 import types
@@ -35,6 +36,8 @@ from arpo.providers.osworld.attempt import Attempt
 if TYPE_CHECKING:
     from docker import DockerClient
     from docker.models.containers import Container
+
+log = logging.getLogger(__name__)
 
 _VMWARE = "desktop_env.providers.vmware.provider"
 _DOCKER = "desktop_env.providers.docker.provider"
@@ -63,6 +66,7 @@ def vmware(attempt: Attempt, vmrun: str) -> Any:
         ),
         "time": types.SimpleNamespace(sleep=attempt.sleep),
         "print": lambda *_: None,
+        "logger": types.SimpleNamespace(info=log.debug, error=log.debug),  # what fails in the end is raised
     }
     vars(module).update(settings)
     module.VMwareProvider._execute_command = staticmethod(execute)

@@ -76,6 +76,8 @@ class VmwareProvider:
         self._pause_after_s = pause_after_s
         self._free = list(self._machines)
         self._leased: dict[str, tuple[Path, Running]] = {}
+        self._starting: set[asyncio.Task[Guest]] = set()
+        self._ending: set[asyncio.Task[None]] = set()
         self._locks: dict[Path, FileLock] = {}
 
     async def preflight(self) -> None:
@@ -105,17 +107,13 @@ class VmwareProvider:
 
     async def start(self) -> Guest:
         """Bring up a machine at its snapshot and wait until its guest serves. Raises ProviderError."""
+        while not self._free and self._ending:
+            await asyncio.wait(self._ending, return_when=asyncio.FIRST_COMPLETED)
         if not self._free:
             raise ProviderError(
                 f"all {len(self._machines)} machines are in use; fix: one more vm_path, or a lower --capacity"
             )
-        vm = self._free.pop(0)
-        try:
-            return await self._bring_up(vm)
-        except BaseException:
-            await asyncio.shield(self._power_off(vm))
-            self._free.append(vm)
-            raise
+        return await self._brought_up(self._free.pop(0))
 
     async def reset(self, guest: Guest) -> Guest:
         """The same machine at its snapshot again. Raises ProviderError."""
@@ -123,12 +121,7 @@ class VmwareProvider:
         if vm is None or running is None:
             return await self.start()
         await running.forget()
-        try:
-            return await self._bring_up(vm)
-        except BaseException:
-            await asyncio.shield(self._power_off(vm))
-            self._free.append(vm)
-            raise
+        return await self._brought_up(vm)
 
     async def expose(self, guest: Guest) -> Guest:
         """The guest with its addresses in the machine's network."""
@@ -148,15 +141,45 @@ class VmwareProvider:
         if vm is None or running is None:
             return
         await running.forget()
-        await asyncio.shield(self._power_off(vm))
-        self._free.append(vm)
+        await asyncio.shield(self._end(vm))
 
     async def close(self) -> None:
-        """Power off every machine that is in use, and let go of all."""
+        """Power off every machine that is in use, those that are starting included, and let go of all."""
+        for task in self._starting:
+            task.cancel()
+        if self._starting:
+            await asyncio.wait(self._starting)
         await asyncio.gather(*(self.stop(running.guest) for _, running in list(self._leased.values())))
+        if self._ending:
+            await asyncio.wait(self._ending)
         for lock in self._locks.values():
             lock.release()
         self._locks.clear()
+
+    async def _brought_up(self, vm: Path) -> Guest:
+        async def bring_up() -> Guest:
+            try:
+                return await self._bring_up(vm)
+            except BaseException:
+                self._end(vm)  # not waited for: whoever gave a time for the start wants to hear what was late
+                raise
+
+        task = asyncio.create_task(bring_up())  # of its own, so that `close` can end it
+        self._starting.add(task)
+        task.add_done_callback(self._starting.discard)
+        return await task
+
+    def _end(self, vm: Path) -> asyncio.Task[None]:
+        """Power a machine off, by itself; then it can be had again."""
+
+        async def end() -> None:
+            await self._power_off(vm)
+            self._free.append(vm)
+
+        task = asyncio.create_task(end())
+        self._ending.add(task)
+        task.add_done_callback(self._ending.discard)
+        return task
 
     async def _bring_up(self, vm: Path) -> Guest:
         loop = asyncio.get_running_loop()
