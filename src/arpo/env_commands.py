@@ -100,7 +100,7 @@ def _asked(url: str, token_file: Path | None, question: Callable[[Operator], Awa
 
 
 def _print_pool(pool: PoolStatus) -> None:
-    table = Table("desktop", "state", "failures", "session", "last failure")
+    table = _table("desktop", "state", "failures", "session", "last failure")
     for desktop in pool.desktops:
         table.add_row(
             str(desktop.index), desktop.state, str(desktop.strikes), desktop.session_id or "", desktop.reason
@@ -109,17 +109,22 @@ def _print_pool(pool: PoolStatus) -> None:
 
 
 def _print_sessions(sessions: SessionList) -> None:
-    table = Table("session", "caller", "client", "task", "state", "steps", "age s", "silent s", "problem")
+    table = _table("session", "of", "task", "state", "steps", "silent")
     for session in sessions.sessions:
+        problem = f": {session.problem.code.value}" if session.problem else ""
         table.add_row(
             session.session_id,
-            session.caller,
-            session.client_id,
+            f"{session.caller} {session.client_id}".rstrip(),
             session.task_id,
-            session.state.value,
+            f"{session.state.value}{problem}",
             str(session.seq),
-            f"{session.age_s:.0f}",
-            f"{session.idle_s:.0f} of {session.idle_timeout_s:.0f}",
-            "" if session.problem is None else f"{session.problem.code.value}: {session.problem.detail}",
+            f"{session.idle_s:.0f} of {session.idle_timeout_s:.0f} s",
         )
     out.print(table)
+
+
+def _table(*columns: str) -> Table:
+    table = Table()
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    return table
