@@ -87,6 +87,11 @@ class Options:
     exit_with: int | None
 
 
+_DESKTOPS = "Desktops"
+_ACCESS = "Who may reach what"
+_LIMITS = "Time limits"
+_LEGACY = "The legacy API, /env/*"
+
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="rich")
 
 
@@ -95,11 +100,15 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_mar
 )
 def serve(
     provider: Annotated[
-        str, typer.Option(help=f"Where desktops come from: {', '.join(provider_names())}.")
+        str,
+        typer.Option(
+            rich_help_panel=_DESKTOPS, help=f"Where desktops come from: {', '.join(provider_names())}."
+        ),
     ] = default_provider(),
     provider_option: Annotated[
         list[str] | None,
         typer.Option(
+            rich_help_panel=_DESKTOPS,
             metavar="KEY=VALUE",
             help="An option of the provider's own, e.g. vm_path=/vms/Ubuntu.vmx; repeatable.",
         ),
@@ -107,75 +116,100 @@ def serve(
     host: Annotated[
         str,
         typer.Option(
+            rich_help_panel=_ACCESS,
             help="Address to listen on. Plain HTTP: leave this machine only over a tunnel or a private network."
-            " 0.0.0.0 listens everywhere."
+            " 0.0.0.0 listens everywhere.",
         ),
     ] = "127.0.0.1",
     port: Annotated[
-        int, typer.Option(min=0, max=65535, help="Port to listen on; 0 takes a free one.")
+        int,
+        typer.Option(
+            rich_help_panel=_ACCESS, min=0, max=65535, help="Port to listen on; 0 takes a free one."
+        ),
     ] = 18082,
     token_file: Annotated[
         Path | None,
         typer.Option(
+            rich_help_panel=_ACCESS,
             help="Bearer tokens, one a line: TOKEN SCOPES NAME, of which the last two may be left out. All are valid; read "
             "again when it changes; made (mode 0600) when it is missing. Default: ~/.config/arpo/env-server.token",
         ),
     ] = None,
-    capacity: Annotated[int, typer.Option(min=1, help="How many desktops can be leased at once.")] = 1,
+    capacity: Annotated[
+        int, typer.Option(rich_help_panel=_DESKTOPS, min=1, help="How many desktops can be leased at once.")
+    ] = 1,
     spares: Annotated[
         int,
         typer.Option(
-            min=0, help="Clean desktops kept besides, so that a lease need not wait for a cleaning."
+            rich_help_panel=_DESKTOPS,
+            min=0,
+            help="Clean desktops kept besides, so that a lease need not wait for a cleaning.",
         ),
     ] = 0,
     sessions_per_token: Annotated[
         int | None,
-        typer.Option(min=1, help="Sessions that one token (or name) may have at once. Default: no limit."),
+        typer.Option(
+            rich_help_panel=_ACCESS,
+            min=1,
+            help="Sessions that one token (or name) may have at once. Default: no limit.",
+        ),
     ] = None,
     screen: Annotated[
         str | None,
         typer.Option(
-            metavar="WxH", help="Screen size in pixels. Default: 1280x720; vmware and docker: 1920x1080."
+            rich_help_panel=_DESKTOPS,
+            metavar="WxH",
+            help="Screen size in pixels. Default: 1280x720; vmware and docker: 1920x1080.",
         ),
     ] = None,
     sandbox: Annotated[
         Sandbox,
-        typer.Option(help="xvfb: auto isolates every desktop or refuses to start; none does not isolate."),
+        typer.Option(
+            rich_help_panel=_DESKTOPS,
+            help="xvfb: auto isolates every desktop or refuses to start; none does not isolate.",
+        ),
     ] = Sandbox.auto,
     allow_address: Annotated[
         list[str] | None,
         typer.Option(
+            rich_help_panel=_ACCESS,
             metavar="NAME|CIDR",
             help="What the URLs in tasks may reach besides public addresses, e.g. files.lab.internal or 10.0.0.0/8. "
             "May be repeated.",
         ),
     ] = None,
     start_timeout_s: Annotated[
-        float, typer.Option(min=0.1, help="Seconds for starting a desktop.")
+        float, typer.Option(rich_help_panel=_LIMITS, min=0.1, help="Seconds for starting a desktop.")
     ] = _DEFAULTS.start_s,
     reset_timeout_s: Annotated[
-        float, typer.Option(min=0.1, help="Seconds for getting a used desktop clean.")
+        float,
+        typer.Option(rich_help_panel=_LIMITS, min=0.1, help="Seconds for getting a used desktop clean."),
     ] = _DEFAULTS.reset_s,
     setup_timeout_s: Annotated[
-        float, typer.Option(min=0.1, help="Seconds for a task's setup.")
+        float, typer.Option(rich_help_panel=_LIMITS, min=0.1, help="Seconds for a task's setup.")
     ] = _DEFAULTS.setup_s,
     step_timeout_s: Annotated[
-        float, typer.Option(min=0.1, help="Seconds for a step and the quiet after it.")
+        float,
+        typer.Option(rich_help_panel=_LIMITS, min=0.1, help="Seconds for a step and the quiet after it."),
     ] = _DEFAULTS.step_s,
     evaluate_timeout_s: Annotated[
-        float, typer.Option(min=0.1, help="Seconds for a task's evaluators.")
+        float, typer.Option(rich_help_panel=_LIMITS, min=0.1, help="Seconds for a task's evaluators.")
     ] = _DEFAULTS.evaluate_s,
     drain_s: Annotated[
         float,
         typer.Option(
-            min=0, help="Seconds that running steps and evaluations get when the server is stopped."
+            rich_help_panel=_LIMITS,
+            min=0,
+            help="Seconds that running steps and evaluations get when the server is stopped.",
         ),
     ] = 20.0,
     legacy_profile: Annotated[
-        ProfileName, typer.Option(help="/env/*: how the policy speaks and counts pixels.")
+        ProfileName,
+        typer.Option(rich_help_panel=_LEGACY, help="/env/*: how the policy speaks and counts pixels."),
     ] = "uitars-1.5",
     legacy_idle_timeout_s: Annotated[
-        float, typer.Option(min=1, help="/env/*: seconds of silence that end an episode.")
+        float,
+        typer.Option(rich_help_panel=_LEGACY, min=1, help="/env/*: seconds of silence that end an episode."),
     ] = LegacySettings.idle_timeout_s,
     url_file: Annotated[
         Path | None, typer.Option(help="Write the server's URL here once it accepts connections.")

@@ -188,7 +188,13 @@ def _own_desktops(config: Config) -> str:
         # the env-server is a process of its own; this only asks the provider whether it could run here
         from arpo.providers.registry import make_provider
 
-        provider = make_provider(env.provider, screen=env.screen, desktops=env.desktops, **options)
+        provider = make_provider(
+            env.provider,
+            screen=env.screen,
+            desktops=env.desktops,
+            start_timeout_s=env.timeouts.start_s,
+            **options,
+        )
         asyncio.run(provider.preflight())
     except ModuleNotFoundError as error:
         raise ConfigError(
