@@ -108,6 +108,10 @@ def test_a_new_desktop_shows_its_background_and_the_mouse(desk) -> None:
     assert colours(image.crop((0, 0, 600, 300))) == 1
 
 
+def test_the_accessibility_bus_runs_before_the_first_program_asks_for_it(desk) -> None:
+    eventually(lambda: "at-spi-bus-laun" in desk.shell("ps -eo comm"))
+
+
 def test_typed_text_reaches_a_program_whatever_alphabet_it_is_in(terminal) -> None:
     text = 'It\'s 5 < 6 && "a"\\b | $HOME `~` {[(@#%^*+=?;:)]} äöüßéñ €£ Привет 日本語 → ✓ 😀'
     terminal.act(Type(text=f"cat > typed.txt <<'END'\n{text}\nEND\n"))
@@ -200,6 +204,13 @@ def test_writer_saves_what_was_typed(desk) -> None:
     desk.end("soffice")
 
 
+def test_an_office_program_does_not_search_for_extensions_on_its_first_start(desk) -> None:
+    extensions = "/home/user/.config/libreoffice/4/user/extensions"
+    desk.open_window(["soffice", "--calc"], "Calc", Settle(0.5, 15))
+    assert desk.shell(f"ls {extensions}").split() == ["buildid"]
+    desk.end("soffice")
+
+
 def test_chromium_keeps_its_own_sandbox_and_shows_a_local_page(desk) -> None:
     desk.run(desk.client.write_file("/tmp/site/index.html", b"<title>Local page</title><h1>Hello</h1>"))
     desk.run(desk.client.launch(["python3", "-m", "http.server", "8000", "--directory", "/tmp/site"]))
@@ -216,6 +227,22 @@ def test_a_quiet_screen_settles_at_once(desk) -> None:
     start = time.monotonic()
     desk.run(desk.client.settle(Settle(quiet_s=0.2, ceiling_s=5)))
     assert 0.2 <= time.monotonic() - start < 1.5
+
+
+def test_a_wait_goes_on_from_the_one_before_unless_something_was_done_between(desk) -> None:
+    quiet = Settle(quiet_s=2.0, ceiling_s=30)
+
+    def seconds(*before) -> float:
+        for call in before:
+            desk.run(call)
+        start = time.monotonic()
+        desk.run(desk.client.settle(quiet))
+        return time.monotonic() - start
+
+    assert seconds(desk.client.settle(quiet)) < 1.0
+    # Whatever may have touched the desktop makes it wait anew: programs answer only after a while.
+    assert seconds(desk.client.settle(quiet), desk.client.execute(["true"])) >= 2.0
+    assert seconds(desk.client.settle(quiet), desk.client.act([Move(x=5, y=5)], Settle(0, 0))) >= 1.0
 
 
 def test_a_late_repaint_is_waited_for(desk) -> None:
