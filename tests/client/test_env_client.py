@@ -106,6 +106,24 @@ def test_a_creation_that_never_gets_a_reply_leaves_no_session(tmp_path) -> None:
     assert with_server(tmp_path, story).resets == ["t"]
 
 
+def test_a_creation_that_arrives_after_it_was_given_up_leaves_no_session(tmp_path) -> None:
+    async def story(server) -> None:
+        hasty = ClientTimeouts(capacity_s=0)
+        async with (
+            fault_proxy(server.url, delay_s=0.5) as proxy,
+            EnvClient(proxy.url, TOKEN, timeouts=hasty) as client,
+        ):
+            async with await server.client.open_session(TASK):
+                proxy.queue.append(NetFault.LATE_REQUEST)
+                with pytest.raises(ProblemError) as caught:
+                    await client.open_session(TASK)
+                assert caught.value.code is ProblemCode.CAPACITY
+            await asyncio.sleep(0.6)
+            await free(server)
+
+    with_server(tmp_path, story)
+
+
 def test_a_connection_that_was_never_made_is_tried_again_even_to_create(tmp_path) -> None:
     port = free_port()
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import secrets
 import time
 from collections.abc import Callable, Coroutine, Mapping
 from types import TracebackType
@@ -14,16 +13,14 @@ from weakref import WeakSet
 import httpx
 
 from arpo.client.breaker import BreakerRules
+from arpo.client.creation import Creation
 from arpo.client.limits import Backoff, ClientTimeouts
 from arpo.client.session import Session
-from arpo.client.transport import Call, Transport, UnansweredError
+from arpo.client.transport import Call, Transport
 from arpo.protocol.messages import Capacity, CreateSession, Ready, SessionCreated, SessionOptions
 from arpo.protocol.problems import ProblemCode, ProblemError
 
 log = logging.getLogger(__name__)
-
-# What passes by itself: desktops become free, or start after all.
-_SHORTAGES = frozenset({ProblemCode.CAPACITY, ProblemCode.START_FAILED})
 _READY_POLL_S = 0.25
 
 
@@ -63,9 +60,10 @@ class EnvClient:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        deadline = time.monotonic() + self._timeouts.close_s
         try:
             await asyncio.gather(*(session.close() for session in self._sessions))
-            await self._settle()
+            await self._settle(deadline)
         finally:
             for task in self._background:
                 task.cancel()
@@ -145,50 +143,20 @@ class EnvClient:
         return session
 
     async def _created(self, request: CreateSession) -> Session:
-        # The server knows by it that all these requests are the same one.
-        key = secrets.token_urlsafe(24)
-        deadline = time.monotonic() + self._timeouts.capacity_s
-        attempt = 0
-        while True:
-            # A task of its own: were it cancelled half-way, nobody would know the id of what the server has
-            # made.
-            creating = asyncio.create_task(self._create(request, key))
-            try:
-                return await asyncio.shield(creating)
-            except asyncio.CancelledError:
-                self._in_background(_abandon(creating))
-                raise
-            except ProblemError as error:
-                pause_s = max(self._backoff.pause_s(attempt), error.problem.retry_after_s or 0.0)
-                if error.code not in _SHORTAGES or time.monotonic() + pause_s > deadline:
-                    raise
-            attempt += 1
-            await asyncio.sleep(pause_s)
+        def session_of(created: SessionCreated) -> Session:
+            return self._session(created.session_id, created.lease, request.options.idle_timeout_s)
 
-    async def _create(self, request: CreateSession, key: str) -> Session:
-        creation = Call("POST", "/v1/sessions", request, headers={"Idempotency-Key": key})
+        async def release(created: SessionCreated) -> None:
+            await session_of(created).close()
+
+        creation = Creation(self._transport, request, self._timeouts, self._backoff, release)
         try:
-            answer = await self._transport.quick(creation)
-        except UnansweredError as error:
-            if error.sent:
-                self._in_background(self._undo(request, creation))
+            session = session_of(await creation.made())
+        except BaseException:
+            self._in_background(creation.undo())
             raise
-        session = self._session_of(request, answer.read(SessionCreated))
         self._sessions.add(session)
         return session
-
-    async def _undo(self, request: CreateSession, creation: Call) -> None:
-        """Release the session that a creation without an answer may have made; only its key can name it."""
-        try:
-            answer = await self._transport.patient(creation)
-            session = self._session_of(request, answer.read(SessionCreated))
-        except ProblemError as error:
-            log.debug("a creation without an answer: %s", error)
-            return
-        await session.close()
-
-    def _session_of(self, request: CreateSession, created: SessionCreated) -> Session:
-        return self._session(created.session_id, created.lease, request.options.idle_timeout_s)
 
     def _session(self, session_id: str, lease: int, idle_timeout_s: float) -> Session:
         return Session(
@@ -210,9 +178,8 @@ class EnvClient:
         task.add_done_callback(self._background.discard)
         return task
 
-    async def _settle(self) -> None:
-        """Let releases end that are still on their way; one may begin another. At most `close_s` seconds."""
-        deadline = time.monotonic() + self._timeouts.close_s
+    async def _settle(self, deadline: float) -> None:
+        """Let releases end that are still on their way; one may begin another."""
         while self._background and (left := deadline - time.monotonic()) > 0:
             await asyncio.wait(self._background, timeout=left, return_when=asyncio.FIRST_COMPLETED)
         if self._background:
@@ -221,12 +188,3 @@ class EnvClient:
                 self.url,
                 len(self._background),
             )
-
-
-async def _abandon(creating: asyncio.Task[Session]) -> None:
-    """Release a session that nobody waits for any more, once it exists."""
-    try:
-        session = await creating
-    except ProblemError:
-        return
-    await session.close()

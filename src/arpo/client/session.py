@@ -72,7 +72,7 @@ class Session:
         self._path = f"/v1/sessions/{self.id}"
         self._unsettled: StepRequest | None = None
         self._heard = time.monotonic()
-        self._beat_s = idle_timeout_s / 3
+        self._idle_timeout_s = idle_timeout_s
         self._heartbeat: asyncio.Task[None] | None = None
         self._release: asyncio.Task[None] | None = None
 
@@ -240,7 +240,8 @@ class Session:
         message: StepRequest | EvaluateRequest | Lease | None = None,
         hold_s: float | None = None,
     ) -> Answer:
-        answer = await self._transport.patient(Call(method, self._path + verb, message, hold_s=hold_s))
+        call = Call(method, self._path + verb, message, hold_s=hold_s)
+        answer = await self._transport.patient(call, self._timeouts.outage_s)
         self._heard = time.monotonic()
         return answer
 
@@ -248,10 +249,11 @@ class Session:
         """Tell the server that the session is wanted, whenever it has heard nothing for a third of its
         patience.
         """
+        beat_s = self._idle_timeout_s / 3
         while True:
             silent_s = time.monotonic() - self._heard
-            if silent_s < self._beat_s:
-                await asyncio.sleep(self._beat_s - silent_s)
+            if silent_s < beat_s:
+                await asyncio.sleep(beat_s - silent_s)
                 continue
             try:
                 await self._call("POST", "/heartbeat", Lease(lease=self.lease))
@@ -264,9 +266,12 @@ class Session:
 
     async def _delete(self) -> None:
         # Several attempts must fit into what a client that is being left waits for.
-        release = Call("DELETE", self._path, lease=self.lease, read_s=self._timeouts.close_s / 3)
+        read_s = min(self._timeouts.read_s, self._timeouts.close_s / 3)
         try:
-            await self._transport.patient(release)
+            # After so long a silence the server has released it by itself.
+            await self._transport.patient(
+                Call("DELETE", self._path, lease=self.lease, read_s=read_s), self._idle_timeout_s
+            )
         except ProblemError as error:
             # Gone already, or its server is: nothing holds the desktop any more, or the idle time-out ends it.
             log.debug("release of session %s: %s", self.id, error)

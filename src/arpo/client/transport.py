@@ -154,12 +154,12 @@ class Transport:
             await asyncio.sleep(self._backoff.pause_s(attempt))
         raise AssertionError("a call without attempts")
 
-    async def patient(self, call: Call) -> Answer:
-        """Send a request until there is an answer, or until there was none for `outage_s` seconds.
+    async def patient(self, call: Call, outage_s: float) -> Answer:
+        """Send a request until there is an answer, or until there was none for `outage_s` seconds: no attempt begins
+        after that.
 
         Raises ProblemError: the server's, or backend_lost (UnansweredError).
         """
-        outage_s = self._timeouts.outage_s
         until = None if self._circuit.closed else time.monotonic() + outage_s
         sent = False
         attempt = 0
