@@ -218,8 +218,10 @@ def test_a_getter_writes_its_copy_inside_the_episodes_folder_only(folder, caplog
         def playing(dest):
             return {**evaluator, "result": {"type": "vlc_playing_info", "dest": dest}}
 
-        assert outcome(playing("inside.xml"), folder, addresses=addresses) == 0.0
-        assert (folder / "inside.xml").exists()
+        named = Addresses(vlc=address.replace("127.0.0.1", "localhost"))
+        for name, reached in (("a.xml", addresses), ("b.xml", named)):
+            assert outcome(playing(name), folder, addresses=reached) == 0.0
+            assert (folder / name).exists()
         for dest in ("../outside.xml", str(folder.parent / "outside.xml")):
             detail = refused(playing(dest), folder, caplog, addresses=addresses)
             assert "exact_match: result (vlc_playing_info): it may not write" in detail

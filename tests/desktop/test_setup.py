@@ -4,12 +4,14 @@ import asyncio
 import http.server
 import threading
 import time
+from dataclasses import replace
 
 import pytest
 
 from arpo.desktop.addresses import AddressPolicy
 from arpo.desktop.setup import _STEPS, _UNSUPPORTED, SetupContext, SetupError, run_setup
 from arpo.desktop.sources import SourceError, Sources, inside
+from arpo.providers.base import Addresses
 from arpo.providers.simulated.provider import SimulatedProvider
 from arpo.tasks.model import SetupStep
 from arpo.tasks.osworld_names import SETUP_STEPS
@@ -39,11 +41,11 @@ def web():
     server.server_close()
 
 
-def set_up(steps, folder, **context):
+def set_up(steps, folder, *, addresses=None, **context):
     """Run steps on a fresh guest; returns it."""
 
     async def run():
-        guest = await SimulatedProvider().start()
+        guest = replace(await SimulatedProvider().start(), addresses=addresses or Addresses())
         parsed = [SetupStep(type=kind, parameters=parameters) for kind, parameters in steps]
         await run_setup(parsed, SetupContext(guest, Sources(allow=LOCAL), folder, **context))
         return guest
@@ -169,3 +171,53 @@ def test_a_verified_command_fails_when_its_effect_does_not_come(tmp_path):
 def test_what_a_guest_cannot_do_is_an_error_with_its_words(tmp_path):
     with pytest.raises(SetupError, match="gsettings: command not found"):
         set_up([("change_wallpaper", {"path": "/a.png"})], tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("kind", "parameters", "reason"),
+    [
+        ("download", {"files": "suite:a"}, "files: input should be a valid list"),
+        ("download", {"files": [{"url": 7, "path": "/a"}]}, "files.0.url: input should be a valid string"),
+        ("upload_file", {"files": [{"path": "/a"}]}, "'local_path' is missing"),
+        ("open", {"path": ["/a"]}, "path: input should be a valid string"),
+        ("launch", {"command": {"a": 1}}, "command."),
+        ("execute", {"command": "true", "stdout": 1}, "stdout: input should be a valid string"),
+        (
+            "execute",
+            {"command": "true", "until": {"stdout": 1}},
+            "until.stdout: input should be a valid string",
+        ),
+        ("execute", {"command": "true", "cwd": "/"}, "unexpected keyword argument 'cwd'"),
+        ("execute", {"command": "true", "context": "x"}, "unexpected keyword argument 'context'"),
+        ("sleep", {"seconds": "long"}, "seconds: input should be a valid number"),
+        ("chrome_open_tabs", {"urls_to_open": "http://a/"}, "urls_to_open: input should be a valid list"),
+    ],
+)
+def test_parameters_of_the_wrong_shape_are_the_tasks_fault_and_named(kind, parameters, reason, tmp_path):
+    with pytest.raises(SetupError) as caught:
+        set_up([(kind, parameters)], tmp_path)
+    assert caught.value.task_is_wrong
+    assert str(caught.value).startswith(f"setup step 1 ({kind}): ")
+    assert reason in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["", " ", ".", "a\0b", "x" * 300, "../a", "/etc/a", "said.txt/a"])
+def test_a_name_that_cannot_be_written_ends_the_step_and_writes_nothing(name, tmp_path):
+    folder = tmp_path / "episode"
+    folder.mkdir()
+    (folder / "said.txt").write_text("x")
+    step = ("execute", {"command": ["echo", "x"], "stdout": name})
+    if name:
+        with pytest.raises(SetupError, match=r"setup step 1 \(execute\): "):
+            set_up([step], folder)
+    else:
+        set_up([step], folder)  # no name: nothing to keep
+    assert [path.name for path in tmp_path.rglob("*")] == ["episode", "said.txt"]
+
+
+def test_a_program_in_the_guest_that_poses_as_chromium_fails_its_step(web, tmp_path):
+    addresses = Addresses(chromium=web[0].removeprefix("http://"))
+    with pytest.raises(
+        SetupError, match=r"\(chrome_close_tabs\): .* answered what is no list of tabs: '/json/list'"
+    ):
+        set_up([("chrome_close_tabs", {"urls_to_close": ["a"]})], tmp_path, addresses=addresses)

@@ -17,11 +17,12 @@ import os
 import pickle
 import shutil
 import signal
+import socket
 import sys
 import tempfile
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from datetime import date, time, timedelta
 from functools import cached_property
 from pathlib import Path
@@ -106,7 +107,9 @@ def confined(order: Order, own: Path) -> Answer | Failure:
     guard = Guard(
         Path(view.cache_dir) if view.cache_dir else None,
         own,
-        guest=frozenset(address for address in (view.server, view.chromium, view.vlc) if address),
+        guest=frozenset(
+            _connected_to(address for address in (view.server, view.chromium, view.vlc) if address)
+        ),
         allow=order.allow,
         any_program=order.any_program,
     )
@@ -228,6 +231,15 @@ class _Controller:
 
         host, port = _split(self._guest.server)
         return PythonController(vm_ip=host, server_port=port)
+
+
+def _connected_to(addresses: Iterable[str]) -> Iterator[str]:
+    """What sockets will say for `host:port` addresses: a name's numbers."""
+    for address in addresses:
+        host, port = _split(address)
+        with suppress(OSError):
+            for *_, place in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM):
+                yield f"{place[0]}:{port}"
 
 
 def _split(address: str | None) -> tuple[str, int]:
