@@ -165,7 +165,7 @@ async def overhead(options: argparse.Namespace) -> int:
                 steps = max(4, options.steps // count)
                 paces = [("back to back", 0.0, steps)]
                 if count > 1:
-                    paces.append(("paced", options.think_s, max(4, steps // 4)))
+                    paces.append(("paced", options.think_s, max(4, min(8, steps // 4))))
                 for name, think_s, each in paces:
                     measured, seconds = await load(http, count, each, think_s)
                     errors += measured.errors

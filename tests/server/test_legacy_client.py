@@ -8,6 +8,7 @@ import subprocess
 import time
 from base64 import b64decode
 from contextlib import closing
+from pathlib import Path
 
 import pytest
 import requests
@@ -16,8 +17,10 @@ from server_process import arguments, server_process
 
 from arpo.agent.profiles import get_profile
 from arpo.server.cli import serve
+from arpo.server.legacy_sessions import LegacySettings
 from arpo.tasks.sets import load_suite
 
+PAGE = (Path(__file__).parents[2] / "docs" / "legacy-api.md").read_text(encoding="utf-8")
 PREFIX = "data:image/jpeg;base64,"
 SCREEN = (1280, 720)
 SUITE = load_suite("simulated")
@@ -106,6 +109,28 @@ def test_the_first_client_plays_episodes_to_their_scores(tmp_path) -> None:
     ):
         assert client.http.get(f"{server.url}/health", timeout=10).json()["provider"] == "simulated"
         assert [played(client, task) for task in SUITE.task_set("smoke")] == [1.0] * 4
+
+
+def test_the_page_shows_what_works_and_says_what_is(tmp_path) -> None:
+    settings, prose = LegacySettings(), " ".join(PAGE.split())
+    assert f"{settings.reset_limit_s:g} s in all" in prose
+    assert f"without a request for {settings.idle_timeout_s:g} s" in prose
+    assert f"the {settings.max_steps}th action" in prose
+    example = PAGE.split("```python\n")[1].split("```")[0]
+    task = SUITE.task_set("smoke")[0]
+    profile = get_profile("uitars-1.5", min_pixels=3136, max_pixels=2116800)
+    turns = iter(SUITE.demonstration(task).turns)
+
+    def policy(conversation: list[dict]) -> str:
+        turn = next(turns)
+        return profile.render(turn.thought, list(turn.actions), SCREEN)
+
+    (tmp_path / "token").touch(mode=0o600)
+    (tmp_path / "token").write_text("of-the-page\n")
+    with server_process(tmp_path) as server:
+        names = {"url": server.url, "token": "of-the-page", "task": task.wire(), "policy": policy}
+        exec(example, names)
+    assert names["score"] == 1.0
 
 
 def test_without_a_token_the_first_client_is_refused(tmp_path) -> None:
