@@ -204,13 +204,6 @@ def test_writer_saves_what_was_typed(desk) -> None:
     desk.end("soffice")
 
 
-def test_an_office_program_does_not_search_for_extensions_on_its_first_start(desk) -> None:
-    extensions = "/home/user/.config/libreoffice/4/user/extensions"
-    desk.open_window(["soffice", "--calc"], "Calc", Settle(0.5, 15))
-    assert desk.shell(f"ls {extensions}").split() == ["buildid"]
-    desk.end("soffice")
-
-
 def test_chromium_keeps_its_own_sandbox_and_shows_a_local_page(desk) -> None:
     desk.run(desk.client.write_file("/tmp/site/index.html", b"<title>Local page</title><h1>Hello</h1>"))
     desk.run(desk.client.launch(["python3", "-m", "http.server", "8000", "--directory", "/tmp/site"]))

@@ -242,6 +242,23 @@ def test_reset_is_a_clean_desktop(sandboxed: None, own_tmp: Path) -> None:
     assert leftovers() == before
 
 
+def test_an_office_program_takes_its_profile_for_its_own(sandboxed: None, own_tmp: Path) -> None:
+    """Else its first start goes through all extensions, writes down its build and takes twice as long."""
+
+    async def main() -> None:
+        provider = XvfbProvider()
+        try:
+            client = (await provider.start()).client
+            look = "stat -c '%i %y' ~/.config/libreoffice/4/user/extensions/buildid"
+            before = (await client.execute(look, shell=True)).output
+            assert (await client.execute(["soffice", "--headless", "--terminate_after_init"])).returncode == 0
+            assert (await client.execute(look, shell=True)).output == before != ""
+        finally:
+            await provider.close()
+
+    asyncio.run(main())
+
+
 def test_a_cancelled_start_leaves_nothing(sandboxed: None, own_tmp: Path) -> None:
     async def run() -> None:
         provider = XvfbProvider()

@@ -78,7 +78,7 @@ class GuestDesktop:
         self._provider = provider
         self._timeouts = timeouts or DesktopTimeouts()
         self._settle = settle or Settle()
-        self._setup_settle = setup_settle or Settle(quiet_s=0.5, ceiling_s=10.0)
+        self._setup_settle = setup_settle or Settle(quiet_s=0.25, ceiling_s=10.0)
         self._sources = sources or Sources()
         self._evaluators = evaluators or EvaluatorPool(workers=1)
         self._owns_evaluators = evaluators is None

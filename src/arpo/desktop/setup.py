@@ -32,6 +32,7 @@ from arpo.tasks.model import SetupStep
 Command = str | list[str | int | float]
 
 _POLL_S = 0.3
+_WINDOW_POLL_S = 0.05  # cheap to ask for, and every reset that launches a program waits for one
 _UNSUPPORTED = {
     "googledrive": "it needs a Google account",
     "login": "it needs an account and the internet",
@@ -295,7 +296,7 @@ def _reached(until: _Until, result: CommandResult) -> bool:
 
 async def _on_window(context: SetupContext, name: str, act: Callable[[], Awaitable[bool]]) -> None:
     wait_s = 0.0 if context.windows_may_be_missing else context.window_wait_s
-    if not await _within(wait_s, _POLL_S, act) and not context.windows_may_be_missing:
+    if not await _within(wait_s, _WINDOW_POLL_S, act) and not context.windows_may_be_missing:
         raise _StepError(f"no window {name!r} after {wait_s:g} s")
 
 

@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from .machine import Machine
 
 _TIMEOUT_S = 30.0
+_START_ACCESSIBILITY = (
+    "gdbus call --session --dest org.a11y.Bus --object-path /org/a11y/bus --method org.a11y.Bus.GetAddress"
+)
 _FOLDERS = ("Desktop", "Documents", "Downloads", "Pictures")
 
 
@@ -72,6 +75,8 @@ def boot(
     machine = Machine(os.environ["DISPLAY"], own_pid_namespace=own_pid_namespace)
     if not machine.windows.wait_for_manager(_TIMEOUT_S):
         raise BootError("openbox did not start")
+    # Every GTK program waits for the accessibility bus when it starts; now nobody waits for it.
+    machine.launcher.launch(_START_ACCESSIBILITY)
     return machine
 
 

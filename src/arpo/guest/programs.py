@@ -16,6 +16,8 @@ from .windows import Windows
 Command = str | list[str]
 
 _WINDOW_TIMEOUT_S = 60.0
+_PAINTED_QUIET_S = 0.25
+_PAINTED_CEILING_S = 5.0
 _UNTITLED_AFTER_S = 5.0  # a new window that does not name the file is taken for the right one after this
 
 
@@ -89,7 +91,7 @@ class Launcher:
             is_new = any(w.id not in before for w in windows)
             if named or (is_new and time.monotonic() - start > _UNTITLED_AFTER_S):
                 # Windows map before they paint.
-                self._settler.settle(quiet_s=0.3, ceiling_s=5.0)
+                self._settler.settle(_PAINTED_QUIET_S, _PAINTED_CEILING_S)
                 return
             time.sleep(0.02)
         raise TimeoutError(f"no window for {path} within {_WINDOW_TIMEOUT_S:.0f} s")

@@ -26,6 +26,7 @@ def routes(machine: Machine) -> Mapping[tuple[str, str], Handler]:
 
     def act(request: Request) -> Response:
         body = request.json()
+        machine.settler.disturb()
         try:
             machine.hands.act(body.get("actions", []), between=rest)
         except (ValueError, KeyError) as error:
@@ -36,7 +37,7 @@ def routes(machine: Machine) -> Mapping[tuple[str, str], Handler]:
         machine.settler.settle(_REST_QUIET_S, _REST_CEILING_S)
 
     def settle(request: Request) -> Response:
-        return _settled(machine, request.json())
+        return _settled(machine, request.json(), go_on=True)
 
     return {
         ("GET", "/arpo/health"): health,
@@ -46,12 +47,12 @@ def routes(machine: Machine) -> Mapping[tuple[str, str], Handler]:
     }
 
 
-def _settled(machine: Machine, body: Mapping[str, object]) -> Response:
+def _settled(machine: Machine, body: Mapping[str, object], *, go_on: bool = False) -> Response:
     settle = body.get("settle") or {}
     if not isinstance(settle, dict):
         raise HttpError(400, "settle is not an object")
     settled: Settled = machine.settler.settle(
-        float(settle.get("quiet_s", 0.12)), float(settle.get("ceiling_s", 2.0))
+        float(settle.get("quiet_s", 0.12)), float(settle.get("ceiling_s", 2.0)), go_on=go_on
     )
     return json_response({"status": "ok", "quiet": settled.quiet, "seconds": round(settled.seconds, 4)})
 

@@ -21,13 +21,18 @@ from .windows import Window
 
 _EXECUTE_TIMEOUT_S = 120.0
 
+# Routes after which a quiet desktop is as quiet as before.
+_ONLY_LOOKS = frozenset(
+    {("GET", "/screenshot"), ("GET", "/platform"), ("GET", "/cursor_position"), ("POST", "/file")}
+)
+
 
 def routes(machine: Machine) -> Mapping[tuple[str, str], Handler]:
     """The table of OSWorld's routes."""
     looking = _Looking(machine)
     setting_up = _SettingUp(machine)
     recorder = Recorder(machine.display, machine.screen.size)
-    return {
+    table: dict[tuple[str, str], Handler] = {
         ("GET", "/screenshot"): looking.screenshot,
         ("GET", "/accessibility"): looking.accessibility,
         ("GET", "/terminal"): looking.terminal,
@@ -54,6 +59,18 @@ def routes(machine: Machine) -> Mapping[tuple[str, str], Handler]:
         ("POST", "/setup/close_window"): setting_up.close_window,
         ("POST", "/setup/change_wallpaper"): setting_up.change_wallpaper,
     }
+    return {
+        route: handler if route in _ONLY_LOOKS else _disturbing(machine, handler)
+        for route, handler in table.items()
+    }
+
+
+def _disturbing(machine: Machine, handler: Handler) -> Handler:
+    def handle(request: Request) -> Response | None:
+        machine.settler.disturb()
+        return handler(request)
+
+    return handle
 
 
 def _field(body: Mapping[str, Any], name: str) -> Any:

@@ -39,8 +39,20 @@ class Settled:
     seconds: float
 
 
+@dataclass(frozen=True)
+class _Rest:
+    """A quiet desktop: when it changed last, and when it was last looked at."""
+
+    changed: float
+    looked: float
+
+
 class Settler:
-    """Waits for a quiet desktop. Thread-safe; waits are one after another."""
+    """Waits for a quiet desktop. Thread-safe; waits are one after another.
+
+    A wait may go on from the one before (`go_on`): what was quiet already need not be quiet as long again. Whoever does
+    something to the desktop says so with `disturb`, since programs answer only after a while.
+    """
 
     def __init__(self, display: str, screen: Screen, activity: Activity) -> None:
         self._display: Any = Display(display)
@@ -50,22 +62,31 @@ class Settler:
         self._display.damage_query_version()
         self._damage = self._display.screen().root.damage_create(damage.DamageReportNonEmpty)
         self._display.sync()
+        self._rest: _Rest | None = None
 
-    def settle(self, quiet_s: float, ceiling_s: float) -> Settled:
-        """Wait until the desktop is quiet, at most `ceiling_s`."""
+    def disturb(self) -> None:
+        """Something is done to the desktop: that it was quiet says nothing any more."""
+        self._rest = None
+
+    def settle(self, quiet_s: float, ceiling_s: float, *, go_on: bool = False) -> Settled:
+        """Wait until the desktop is quiet, at most `ceiling_s`. go_on: quiet before counts, unless it was disturbed."""
         with self._lock:
-            return self._settle(quiet_s, ceiling_s)
+            rest, self._rest = self._rest if go_on else None, None
+            return self._settle(quiet_s, ceiling_s, rest)
 
-    def _settle(self, quiet_s: float, ceiling_s: float) -> Settled:
+    def _settle(self, quiet_s: float, ceiling_s: float, rest: _Rest | None) -> Settled:
+        start = changed = looked = time.monotonic()
+        idle_looks = 0
+        if rest is not None and start - rest.looked < _LOOK_S and not self._drawn_within(0):
+            changed, idle_looks = rest.changed, _IDLE_LOOKS
         self._clear()
         frame = self._screen.frame()
         programs = self._activity.programs()
-        start = changed = looked = time.monotonic()
-        idle_looks = 0
         while True:
             now = time.monotonic()
             is_idle = idle_looks >= _IDLE_LOOKS
             if is_idle and now - changed >= quiet_s:
+                self._rest = _Rest(changed, now)
                 return Settled(True, now - start)
             if now - start >= ceiling_s:
                 return Settled(False, now - start)

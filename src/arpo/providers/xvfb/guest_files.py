@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import importlib.util
+import re
 import shutil
 from pathlib import Path
 
@@ -41,6 +42,7 @@ def packages() -> dict[str, Path]:
 async def lay_out(folder: Path) -> None:
     """Make `folder` with everything in it. Raises `ProviderError`."""
     _copy_all(folder)
+    _make_office_start_at_once(folder / "home")
     # By the guest's own Python, whose version may be another; else every desktop would compile them at every boot.
     process = await asyncio.create_subprocess_exec(
         GUEST_PYTHON,
@@ -68,6 +70,22 @@ def _copy_all(folder: Path) -> None:
         script = programs / name
         script.write_text(_OFFICE.format(name=name))
         script.chmod(0o755)
+
+
+def _make_office_start_at_once(home: Path) -> None:
+    """Tell LibreOffice that this profile is of its own build; else its first start goes through all extensions.
+
+    That takes half a second, before anything is shown. The profile says whose it is in one small file.
+    """
+    office = shutil.which("soffice")
+    version = Path(office).resolve().parent / "versionrc" if office else None
+    if version is None or not version.exists():
+        return
+    build = re.search(r"^buildid=(.+)$", version.read_text(), re.MULTILINE)
+    if build is not None:
+        known = home / ".config/libreoffice/4/user/extensions/buildid"
+        known.parent.mkdir(mode=0o755)
+        known.write_text(build[1])
 
 
 def _copy(source: Path, target: Path) -> None:
