@@ -10,6 +10,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
 from arpo.providers.base import ProviderError
@@ -46,6 +47,7 @@ class Attempt:
         self._lock = threading.Lock()
         self._process: subprocess.Popen[str] | None = None
         self._failure: CommandFailed | None = None
+        self._late_at: str | None = None
 
     def command(self, command: Sequence[str]) -> str:
         """Run a program to its end; returns what it printed. Raises CommandFailed, OutOfTime or ProviderError."""
@@ -72,8 +74,8 @@ class Attempt:
         except subprocess.TimeoutExpired:
             process.kill()
             process.communicate()
-            self._check()
-            raise self._late() from None
+            self._check(late_is_fine=True)
+            raise self._late(f"{' '.join(command)} did not end") from None
         finally:
             self._process = None
         self._check(late_is_fine=process.returncode == 0)
@@ -105,14 +107,17 @@ class Attempt:
         if time.monotonic() >= self._deadline and not late_is_fine:
             raise self._late()
 
-    def _late(self) -> OutOfTime:
-        last = f"; the last failure: {self._failure}" if self._failure else ""
-        return OutOfTime(f"not done after {self._timeout_s:g} s{last}")
+    def _late(self, doing: str = "") -> OutOfTime:
+        if self._late_at is None:  # whoever ran it may swallow the first
+            self._late_at = doing or (str(self._failure) if self._failure else "nothing had failed")
+        return OutOfTime(f"not done after {self._timeout_s:g} s: {self._late_at}")
 
 
 async def bounded(work: Callable[[Attempt], T], attempt: Attempt) -> T:
     """Run `work(attempt)` in a thread; cancelling this ends the attempt and waits for its thread."""
-    thread = asyncio.ensure_future(asyncio.to_thread(work, attempt))
+    # A thread of its own: in a crowded pool it would wait for others while its time runs.
+    executor = ThreadPoolExecutor(max_workers=1)
+    thread = asyncio.get_running_loop().run_in_executor(executor, work, attempt)
     try:
         return await asyncio.shield(thread)
     except asyncio.CancelledError:
@@ -120,3 +125,5 @@ async def bounded(work: Callable[[Attempt], T], attempt: Attempt) -> T:
         await asyncio.wait([thread])
         thread.exception()  # it was cancelled; what it says about that is of no interest
         raise
+    finally:
+        executor.shutdown(wait=False)

@@ -18,6 +18,7 @@ import platform
 import secrets
 import tempfile
 from collections.abc import Callable, Coroutine
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
@@ -42,6 +43,7 @@ _DISK = "https://huggingface.co/datasets/xlangai/ubuntu_osworld/resolve/main/Ubu
 _OWNER = "io.arpo.env-server"  # label: host and process id
 _KVM = Path("/dev/kvm")
 _CALL_S = 60.0
+_THREADS = 32
 _SHARE = 0.9  # of the time for a start: the rest is for saying what was late
 _LOOPBACK = {"localhost", "127.0.0.1", "::1"}
 _SLOW = "look at `docker logs {name}`; a first boot without KVM takes minutes: raise --start-timeout-s"
@@ -100,6 +102,8 @@ class DockerProvider:
         self._places: set[int] = set()
         self._leased: dict[str, tuple[Container, int, Running]] = {}
         self._discarding: set[asyncio.Task[None]] = set()
+        # Of our own: a daemon that hangs must not keep others' work waiting.
+        self._threads = ThreadPoolExecutor(max_workers=_THREADS, thread_name_prefix="docker")
         self._folder = tempfile.TemporaryDirectory(prefix="arpo-docker-")
 
     async def preflight(self) -> None:
@@ -153,6 +157,7 @@ class DockerProvider:
         if self._client is not None:
             self._client.close()
             self._client = None
+        self._threads.shutdown(wait=False)
         self._folder.cleanup()
 
     async def _check(self) -> None:
@@ -280,7 +285,7 @@ class DockerProvider:
         errors = importlib.import_module("docker.errors")
         requests = importlib.import_module("requests.exceptions")
         try:
-            return await asyncio.to_thread(call)
+            return await asyncio.get_running_loop().run_in_executor(self._threads, call)
         except errors.APIError as error:
             raise self._explained(str(error.explanation or error)) from error
         except (errors.DockerException, requests.RequestException) as error:

@@ -44,9 +44,13 @@ _FIXES: tuple[tuple[str, str], ...] = (
     ),
     (r"insufficient permissions|permission", "give this user access to {vm} and to VMware"),
     (r"version was not found|not connect to host|not installed", "install {wanted} or check its licence"),
-    (r"unable to get the IP|no IP|IP address", "give the machine a NAT or bridged network adapter with DHCP"),
+    (
+        r"unable to get the IP|no IP|IP address|getGuestIPAddress .*did not end",
+        "give the machine a NAT or bridged network adapter with DHCP, and see in its window that it boots",
+    ),
     (r"not powered on", "look at the machine's vmware.log: it ended by itself"),
     (r"[Nn]ot enough (physical )?memory|disk space", "free memory or disk space, or run fewer machines"),
+    (r"not done after", "see in VMware's window whether it asks something there, or raise --start-timeout-s"),
 )
 
 
