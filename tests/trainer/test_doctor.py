@@ -91,7 +91,7 @@ def test_an_empty_token_file_is_refused_and_one_with_a_token_is_not(tmp_path):
     token = tmp_path / "token"
     remote = ("env.url=http://h:1", f"env.token_file={token}")
     token.write_text("# nothing\n")
-    assert "is empty" in failures(*remote, hardware=True)["desktops"]
+    assert "no token with scope trainer" in failures(*remote, hardware=True)["desktops"]
     token.write_text("secret\n")
     assert failures(*remote, hardware=True) == {}
 
