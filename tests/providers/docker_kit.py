@@ -39,6 +39,10 @@ class DockerHost:
         path = self.state / "containers.json"
         return list(json.loads(path.read_text()).values()) if path.exists() else []
 
+    def has_created(self) -> bool:
+        """Whether there ever was a container."""
+        return (self.state / "containers.json").exists()
+
     def stop(self) -> None:
         self.process.terminate()
         self.process.wait(10)

@@ -195,9 +195,13 @@ def test_a_start_that_is_cancelled_while_docker_creates_leaves_no_container(dock
             async with asyncio.timeout(1.0):
                 await provider.start()
         await provider.close()
-        assert docker.containers() == []
 
     asyncio.run(story())
+    deadline = time.monotonic() + 20
+    while not docker.has_created():  # Docker goes on by itself
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    assert docker.containers() == []
 
 
 def test_containers_of_a_killed_env_server_are_removed_by_the_next(docker) -> None:
