@@ -22,12 +22,13 @@ import platform
 import random
 import re
 import signal
+import ssl
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Awaitable, Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AsyncExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
@@ -80,7 +81,7 @@ def main() -> None:
         description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
     parser.add_argument("--sessions", type=int, nargs="+", default=[1, 16, 64, 256])
-    parser.add_argument("--steps", type=int, default=2000, help="steps of all sessions together, about")
+    parser.add_argument("--steps", type=int, default=1200, help="steps of all sessions together, about")
     parser.add_argument("--think-s", type=float, default=5.0, help="mean pause of a paced session")
     parser.add_argument("--pictures", default="simulated", help="simulated, xvfb or a folder of PNG files")
     parser.add_argument("--mbit-s", type=float, default=20.0)
@@ -147,13 +148,13 @@ async def overhead(options: argparse.Namespace) -> int:
         tempfile.TemporaryDirectory() as folder,
         server_process(with_token(Path(folder)), "--capacity", str(max(options.sessions))) as server,
     ):
-        limits = httpx.Limits(max_connections=None, max_keepalive_connections=None)
-        async with httpx.AsyncClient(
-            base_url=server.url,
-            headers={"Authorization": f"Bearer {TOKEN}", "Accept": MSGPACK},
-            limits=limits,
-            timeout=60,
-        ) as http:
+        tls = ssl.create_default_context()  # made once: it takes longer than many steps
+
+        def connect() -> httpx.AsyncClient:
+            headers = {"Authorization": f"Bearer {TOKEN}", "Accept": MSGPACK}
+            return httpx.AsyncClient(base_url=server.url, headers=headers, timeout=60, verify=tls)
+
+        async with connect() as http:
             await until_ready(http)
             floor = await empty_requests(http, 20 if options.quick else 500)
             print(
@@ -165,9 +166,9 @@ async def overhead(options: argparse.Namespace) -> int:
                 steps = max(4, options.steps // count)
                 paces = [("back to back", 0.0, steps)]
                 if count > 1:
-                    paces.append(("paced", options.think_s, max(4, min(8, steps // 4))))
+                    paces.append(("paced", options.think_s, max(3, min(6, steps // 4))))
                 for name, think_s, each in paces:
-                    measured, seconds = await load(http, count, each, think_s)
+                    measured, seconds = await load(connect, count, each, think_s)
                     errors += measured.errors
                     print(
                         f"{count:>8}  {name:<14}{len(measured.took):>6}{len(measured.took) / seconds:>9.1f}"
@@ -232,23 +233,34 @@ async def until_ready(http: httpx.AsyncClient) -> None:
             await asyncio.sleep(0.1)
 
 
-async def load(http: httpx.AsyncClient, sessions: int, steps: int, think_s: float) -> tuple[Measured, float]:
-    """Steps of many sessions at once, and how long all of them took."""
+async def load(
+    connect: Callable[[], httpx.AsyncClient], sessions: int, steps: int, think_s: float
+) -> tuple[Measured, float]:
+    """Steps of many sessions at once, and how long all of them took.
+
+    Every session has a client of its own: httpx looks at every connection of a client with every request, so one client
+    for all of them would measure httpx.
+    """
     measured = Measured()
-    opened = await asyncio.gather(*(open_session(http, SessionOptions()) for _ in range(sessions)))
     rng = random.Random(0)
-    pauses = [[rng.uniform(0, think_s), *(rng.expovariate(1 / think_s) for _ in range(steps))] if think_s
-              else [0.0] * (steps + 1) for _ in opened]  # fmt: skip
-    started = time.perf_counter()
-    await asyncio.gather(
-        *(
-            act(http, view, lease, steps, pause, measured)
-            for (view, lease), pause in zip(opened, pauses, strict=True)
+    async with AsyncExitStack() as stack:
+        clients = [await stack.enter_async_context(connect()) for _ in range(sessions)]
+        opened = await asyncio.gather(*(open_session(http, SessionOptions()) for http in clients))
+        pauses = [
+            [rng.uniform(0, think_s), *(rng.expovariate(1 / think_s) for _ in range(steps))] if think_s
+            else [0.0] * (steps + 1) for _ in opened
+        ]  # fmt: skip
+        started = time.perf_counter()
+        await asyncio.gather(
+            *(
+                act(http, view, lease, steps, pause, measured)
+                for http, (view, lease), pause in zip(clients, opened, pauses, strict=True)
+            )
         )
-    )
-    seconds = time.perf_counter() - started
-    await asyncio.gather(*(http.delete(f"/v1/sessions/{view.session_id}") for view, _ in opened))
-    await until_ready(http)
+        seconds = time.perf_counter() - started
+        for http, (view, _) in zip(clients, opened, strict=True):
+            await http.delete(f"/v1/sessions/{view.session_id}")
+        await until_ready(clients[0])
     return measured, seconds
 
 
