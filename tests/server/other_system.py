@@ -25,15 +25,18 @@ OTHERS = (
     "uvicorn.lifespan.on", "uvicorn.loops.auto", "yaml", "ssl", "tempfile", "concurrent.futures.process",
     "multiprocessing.connection", "subprocess", "ctypes.util", "webbrowser",
 )  # fmt: skip
-# Not socket.AF_UNIX: this system's event loop, which stands for that system's, needs it itself.
-LINUX_CALLS = {os: ("pidfd_open", "memfd_create", "sched_getaffinity"), signal: ("pidfd_send_signal",)}
+# Kept: signal.SIGKILL and socket.AF_UNIX, which this system's subprocess module and event loop need themselves.
+LINUX_CALLS = {
+    os: ("pidfd_open", "memfd_create", "sched_getaffinity", "O_PATH"),
+    signal: ("pidfd_send_signal",),
+}
 UNIX_CALLS = {
     os: (
         "fork", "forkpty", "setsid", "setpgid", "killpg", "getuid", "geteuid", "getgid", "getegid", "getpgid", "chown",
         "mkfifo", "uname", "getloadavg", "nice",
     ),
     signal: (
-        "SIGHUP", "SIGKILL", "SIGUSR1", "SIGUSR2", "SIGCHLD", "SIGSTOP", "SIGCONT", "SIGPIPE", "SIGALRM", "SIGQUIT",
+        "SIGHUP", "SIGUSR1", "SIGUSR2", "SIGCHLD", "SIGSTOP", "SIGCONT", "SIGPIPE", "SIGALRM", "SIGQUIT",
         "alarm", "pthread_sigmask", "sigwait",
     ),
     asyncio: ("open_unix_connection", "start_unix_server"),

@@ -37,6 +37,16 @@ IMPORTS = (
     "arpo.guest_client.osworld",
 )
 TASK = {"id": "t", "instruction": "it cannot be done", "evaluator": {"func": "infeasible"}}
+METRIC_TASK = {
+    "id": "m",
+    "instruction": "nothing to do",
+    "evaluator": {
+        "func": "exact_match",
+        "result": {"type": "vm_command_line", "command": ["echo", "hi"]},
+        "expected": {"type": "rule", "rules": {"expected": "hi\n"}},
+    },
+}
+"""Its metric runs in the evaluator process, which runs as what this machine is."""
 
 
 def on(system: str, *arguments: str) -> list[str]:
@@ -77,6 +87,8 @@ def test_it_serves_a_session_and_stops_in_order(tmp_path, system: str, number: i
                 await client.wait_ready(30)
                 async with await client.open_session(TASK) as session:
                     await session.step([Click(x=5, y=5), Fail()])
+                    assert await session.evaluate() == 1.0
+                async with await client.open_session(METRIC_TASK) as session:
                     return await session.evaluate()
 
         assert asyncio.run(story()) == 1.0
