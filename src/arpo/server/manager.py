@@ -96,7 +96,8 @@ class SessionManager:
         if entry is None:
             entry = self._create(task, options, caller, creation)
         session = entry.session
-        return SessionCreated(session_id=session.id, lease=session.lease, state=session.state)
+        with self._request(session.id, caller):  # to send a creation again is a sign of life, too
+            return SessionCreated(session_id=session.id, lease=session.lease, state=session.state)
 
     async def view(self, session_id: str, caller: Caller, wait_s: float = 0.0) -> SessionView:
         """The session; waits up to `wait_s` seconds for its desktop to come to rest."""
