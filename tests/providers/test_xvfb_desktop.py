@@ -24,6 +24,7 @@ from arpo.protocol.actions import (
     Type,
     Wait,
 )
+from arpo.telemetry import phases
 
 pytestmark = pytest.mark.xvfb
 
@@ -270,6 +271,17 @@ def test_waiting_takes_as_long_as_asked(desk) -> None:
     start = time.monotonic()
     desk.act(Wait(seconds=0.7), settle=Settle(0, 0))
     assert time.monotonic() - start >= 0.7
+
+
+def test_the_guest_tells_acting_from_settling(desk) -> None:
+    async def act() -> phases.Phases:
+        with phases.record() as taken:
+            await desk.client.act([Wait(seconds=0.7)], Settle(quiet_s=0.4, ceiling_s=0.5))
+        return taken
+
+    taken = desk.run(act())
+    assert taken["act"] >= 0.7
+    assert taken["settle"] >= 0.4
 
 
 def test_terminal_actions_are_refused(desk) -> None:

@@ -279,6 +279,28 @@ def test_a_cancelled_start_leaves_nothing(sandboxed: None, own_tmp: Path) -> Non
     assert leftovers() == before
 
 
+def test_a_cancelled_reset_leaves_neither_the_used_nor_the_fresh_desktop(
+    sandboxed: None, own_tmp: Path
+) -> None:
+    async def main() -> None:
+        provider = XvfbProvider()
+        try:
+            for delay_s in (0.0, 0.01, 0.05, 0.2, 0.4):
+                used = await provider.start()
+                resetting = asyncio.create_task(provider.reset(used))
+                await asyncio.sleep(delay_s)
+                resetting.cancel()
+                (fresh,) = await asyncio.gather(resetting, return_exceptions=True)
+                for guest in (used, fresh):
+                    if isinstance(guest, Guest):
+                        await provider.stop(guest)
+                assert leftovers()[0] == set(), delay_s
+        finally:
+            await provider.close()
+
+    asyncio.run(main())
+
+
 def test_closing_ends_desktops_that_are_still_booting(sandboxed: None, own_tmp: Path) -> None:
     async def run() -> None:
         for delay_s in (0.0, 0.02, 0.1, 0.3):

@@ -77,14 +77,14 @@ class XvfbProvider:
 
     async def reset(self, guest: Guest) -> Guest:
         """A fresh desktop in place of a used one. Raises `ProviderError`; the used one is gone either way."""
-        starting = asyncio.create_task(self.start())
+        starting, stopping = asyncio.create_task(self.start()), asyncio.create_task(self.stop(guest))
         try:
-            await self.stop(guest)
+            await asyncio.shield(stopping)
             return await starting
         except BaseException:
             # Cancelled: nobody will ever know of the fresh one.
             starting.cancel()
-            (fresh,) = await asyncio.gather(starting, return_exceptions=True)
+            fresh, _ = await asyncio.gather(starting, stopping, return_exceptions=True)
             if isinstance(fresh, Guest):
                 await asyncio.shield(self.stop(fresh))
             raise
