@@ -41,6 +41,7 @@ class Rest:
         self._lock = asyncio.Lock()
         self._requests = 0
         self._paused = False
+        self._unsure = False  # a pause or a resumption failed or was cancelled half-way
         self._pausing = False
         self._timer: asyncio.Task[None] | None = None
 
@@ -63,15 +64,23 @@ class Rest:
         """Pause it now, unless something is being asked. Raises ProviderError."""
         async with self._lock:
             if not self._paused and self._requests == 0:
+                self._unsure = True
                 await self._pause()
-                self._paused = True
+                self._paused, self._unsure = True, False
 
     async def resume_guest(self) -> None:
         """Wake it, if it is paused. Raises ProviderError."""
         async with self._lock:
-            if self._paused:
+            if not self._paused and not self._unsure:
+                return
+            was_unsure, self._unsure = self._unsure, True
+            try:
                 await self._resume()
-                self._paused = False
+            except ProviderError:
+                if not was_unsure:
+                    raise
+                # It was not paused, then; else the next request will tell.
+            self._paused = self._unsure = False
 
     async def stay_awake(self) -> None:
         """Never pause it by itself any more: others than our client will talk to it."""
