@@ -11,7 +11,7 @@ import pytest
 from scripted_desktop import TOKEN, Script
 from test_env_server_wire import CLICK, asked, opened, problem
 
-from arpo.protocol.codec import PROBLEM_JSON
+from arpo.protocol.codec import MSGPACK, PROBLEM_JSON
 from arpo.protocol.problems import Problem
 from arpo.server.app import HttpLimits
 
@@ -162,3 +162,11 @@ def test_a_storm_of_questions_takes_no_picture_and_slows_nothing_down(tmp_path) 
         assert (server.script.executed, server.script.resets) == ([[server.script.executed[0][0]]], ["t"])
 
     asked(tmp_path, question)
+
+
+def test_a_question_without_a_body_may_name_any_content_type(tmp_path) -> None:
+    async def question(http, server) -> int:
+        path, _ = await opened(http)
+        return (await http.get(path, headers={"Content-Type": MSGPACK})).status_code
+
+    assert asked(tmp_path, question) == 200

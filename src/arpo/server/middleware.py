@@ -94,7 +94,7 @@ class RequestBody:
                 body = await self._read(receive)
             if body is None:
                 return
-            if media_type(header(scope, b"content-type").decode("latin-1")) == MSGPACK:
+            if body and media_type(header(scope, b"content-type").decode("latin-1")) == MSGPACK:
                 body = msgpack_to_json(body)
                 scope["headers"] = [
                     (name, value)
