@@ -18,7 +18,6 @@ import argparse
 import asyncio
 import itertools
 import os
-import resource
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
@@ -73,7 +72,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--provider", choices=sorted(TASKS), default="xvfb")
     parser.add_argument("--desktops", type=_positive, default=1, help="how many run at once (default 1)")
     parser.add_argument(
-        "--episodes", type=_positive, default=15, help="resets of each kind a task (default 15)"
+        "--episodes", type=_positive, default=10, help="resets of each kind a task (default 10)"
     )
     parser.add_argument("--steps", type=_positive, default=8, help="steps an episode (default 8)")
     parser.add_argument("--task", action="append", help="a task of the provider's suite; may be repeated")
@@ -202,14 +201,15 @@ class _MeteredClient:
         if sink is None:
             yield
             return
-        before = _cpu_seconds()
+        before, own = _cpu_seconds(), time.process_time()
         yield
+        sink[call]["this process"] += time.process_time() - own
         for name, seconds in _cpu_seconds().items():
             sink[call][name] += seconds - before.get(name, 0.0)
 
 
 def _cpu_seconds() -> dict[str, float]:
-    """CPU seconds so far of this process and of all that it started, by what they are."""
+    """CPU seconds so far of all processes that this one has started, by what they are."""
     parents: dict[int, int] = {}
     used: dict[int, tuple[str, float]] = {}
     for stat in Path("/proc").glob("[0-9]*/stat"):
@@ -220,8 +220,7 @@ def _cpu_seconds() -> dict[str, float]:
         pid, fields = int(stat.parent.name), tail.split()
         parents[pid] = int(fields[1])
         used[pid] = (head.partition("(")[2], (int(fields[11]) + int(fields[12])) * _TICK_S)
-    ourselves = resource.getrusage(resource.RUSAGE_SELF)
-    seconds: dict[str, float] = defaultdict(float, {"this process": ourselves.ru_utime + ourselves.ru_stime})
+    seconds: dict[str, float] = defaultdict(float)
     for pid, (name, cpu_s) in used.items():
         if pid != os.getpid() and _descends(pid, parents):
             seconds[{"Xvfb": "Xvfb", "python3": "guest server"}.get(name, "programs")] += cpu_s
