@@ -77,7 +77,11 @@ def test_the_block_can_fail(system: str) -> None:
 def test_it_serves_a_session_and_stops_in_order(tmp_path, system: str, number: int, code: int) -> None:
     _, *options = arguments(tmp_path)[2:]
     with (tmp_path / "log").open("wb") as log:
-        process = subprocess.Popen(on(system, "arpo.server.cli", *options), stdout=log, stderr=log)
+        # A temporary folder of its own: without fcntl it locks nothing, and others would tidy its files away.
+        environment = {**os.environ, "TMPDIR": str(tmp_path)}
+        process = subprocess.Popen(
+            on(system, "arpo.server.cli", *options), stdout=log, stderr=log, env=environment
+        )
     try:
         url = wait_for_file(tmp_path / "url", process)
         token = parse_tokens((tmp_path / "token").read_text())[0].secret

@@ -109,7 +109,8 @@ class Attempt:
 
     def _late(self, doing: str = "") -> OutOfTime:
         if self._late_at is None:  # whoever ran it may swallow the first
-            self._late_at = doing or (str(self._failure) if self._failure else "nothing had failed")
+            failed = str(self._failure) if self._failure else ""
+            self._late_at = "; before that: ".join(filter(None, (doing, failed))) or "nothing had failed"
         return OutOfTime(f"not done after {self._timeout_s:g} s: {self._late_at}")
 
 
