@@ -504,6 +504,7 @@ def served(tmp_path, monkeypatch) -> Iterator[tuple[LoopThread, Path]]:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)  # to find the shortest way to a failure takes Hypothesis up to five minutes
 def test_whatever_clients_send_the_server_agrees_with_the_model(served) -> None:
     thread, tokens = served
     run_state_machine_as_test(
