@@ -12,7 +12,6 @@ import asyncio
 import hashlib
 import ipaddress
 import logging
-import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TypeVar
@@ -261,13 +260,16 @@ class VmwareProvider:
         """Lock the machine for this process. Raises ProviderError when another env-server has it."""
         if vm in self._locks:
             return
-        digest = hashlib.sha256(str(vm).encode()).hexdigest()[:16]
-        lock = FileLock(Path(tempfile.gettempdir()) / f"arpo-vm-{digest}.lock", thread_local=False)
+        lock = FileLock(vm.with_name(f"{vm.name}.arpo-lock"), thread_local=False)
         try:
             lock.acquire(timeout=0)
-        except (Timeout, OSError) as error:
+        except Timeout as error:
             raise ProviderError(
                 f"another env-server on this host uses {vm}; fix: stop it, or another vm_path"
+            ) from error
+        except OSError as error:
+            raise ProviderError(
+                f"{vm} cannot be locked: {error.strerror}; fix: let this user write to {vm.parent}, as VMware must"
             ) from error
         self._locks[vm] = lock
 
