@@ -13,9 +13,8 @@ from pathlib import Path
 
 try:
     import fcntl
-except (
-    ImportError
-):  # Windows has no such locks: there, what a killed process leaves is the system's to tidy up
+except ImportError:
+    # Windows has no such locks: there, what a killed process leaves is the system's to tidy up.
     fcntl = None  # type: ignore[assignment]
 
 
@@ -30,9 +29,11 @@ class ScratchFolder:
         base = base or Path(tempfile.gettempdir())
         _remove_abandoned(base, prefix)
         self._folder = Path(tempfile.mkdtemp(prefix=prefix, dir=base))
-        self._lock = (self._folder / "lock").open("w")
+        self._lock = (self._folder / "unlocked").open("w")
         if fcntl is not None:
             fcntl.flock(self._lock, fcntl.LOCK_EX)
+            # Only now is it a lock that others look at: one that is there is held, or was.
+            (self._folder / "unlocked").rename(self._folder / "lock")
         self.path = self._folder / "files"
         """Where files go."""
         self.path.mkdir(mode=0o700)
@@ -47,7 +48,7 @@ def _remove_abandoned(base: Path, prefix: str) -> None:
     if fcntl is None:
         return
     for folder in base.glob(f"{prefix}*"):
-        # Another user's folder cannot be opened; a folder without a lock is being made right now or removed.
+        # Another user's folder cannot be opened; one without a lock is being made right now, or removed.
         with contextlib.suppress(OSError), (folder / "lock").open("r+") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             shutil.rmtree(folder, ignore_errors=True)
