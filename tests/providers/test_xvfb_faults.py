@@ -35,7 +35,9 @@ SHEET = load_suite("local").task("calc-bold-header")
 def task(*config: dict) -> Task:
     """A task that only sets up."""
     evaluator = {"func": "infeasible"}
-    return parse_task({"id": "t", "instruction": "Do.", "config": list(config), "evaluator": evaluator}, "task")
+    return parse_task(
+        {"id": "t", "instruction": "Do.", "config": list(config), "evaluator": evaluator}, "task"
+    )
 
 
 BARE = task()

@@ -82,7 +82,9 @@ def test_a_signal_ends_it_in_order_with_a_session_open(tmp_path, number: int, co
         assert "Traceback" not in server.log
 
 
-def test_a_killed_server_is_noticed_within_the_outage_time_and_its_successor_serves_the_same_client(tmp_path) -> None:
+def test_a_killed_server_is_noticed_within_the_outage_time_and_its_successor_serves_the_same_client(
+    tmp_path,
+) -> None:
     async def story() -> None:
         with server_process(tmp_path) as first:
             port = urlsplit(first.url).port
