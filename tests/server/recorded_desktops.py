@@ -192,6 +192,11 @@ class RecordedServer:
         (found,) = [recorder for recorder in self.provider.recorders if recorder.tag == tag]
         return found
 
+    def running(self) -> list[Recorder]:
+        """The guests that have not been stopped."""
+        guests = list(self.provider.guests.values())
+        return [recorder for recorder in self.recorders() if recorder.guest in guests]
+
     def hold(self, tag: str) -> None:
         """The next call to the guest of a tag waits, until `let_go`."""
         self.provider.gates[tag] = asyncio.Event()

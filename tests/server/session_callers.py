@@ -169,7 +169,7 @@ class Callers:
             episode.failed(wanted)
 
     def settled(self) -> int:
-        """Wait until no desktop is being cleaned or replaced; how many can be leased then."""
+        """Wait until no desktop is being cleaned or replaced; how many can be leased then. Those are clean."""
         deadline = time.monotonic() + 10
         while True:
             desktops = read(self.send(OPS, "GET", "/v1/pool"), 200)["desktops"]
@@ -179,7 +179,12 @@ class Callers:
             assert time.monotonic() < deadline, f"a desktop does not come back: {desktops}"
             time.sleep(0.002)
         free = states.count(("free", False))
-        assert free == self.capacity - sum(e.alive for e in self.episodes)
+        alive = {e.tag for e in self.episodes if e.alive}
+        assert free == self.capacity - len(alive)
+        running = self.server.running()
+        assert len(running) == self.capacity, "a guest too many, or too few"
+        used = {recorder.tag for recorder in running if recorder.tag}
+        assert used <= alive, f"no session holds the guest of {used - alive}, and it is not clean"
         return free
 
 
