@@ -230,4 +230,4 @@ class PoolMachine(RuleBasedStateMachine):
 
 
 TestDesktopPool = PoolMachine.TestCase
-TestDesktopPool.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
+TestDesktopPool.settings = settings(max_examples=100, stateful_step_count=40, deadline=None)
