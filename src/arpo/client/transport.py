@@ -23,6 +23,7 @@ from pydantic import BaseModel, ValidationError
 
 from arpo.client.breaker import BreakerRules, Ticket
 from arpo.client.circuit import Circuit, CircuitOpenError
+from arpo.client.connections import ShardedTransport
 from arpo.client.limits import Backoff, ClientTimeouts
 from arpo.protocol.codec import MSGPACK, PROBLEM_JSON, CodecError, decode, encode, media_type
 from arpo.protocol.problems import ConfigError, Problem, ProblemCode, ProblemError
@@ -117,8 +118,7 @@ class Transport:
             base_url=self.url,
             headers={"Authorization": f"Bearer {token}", "Accept": MSGPACK},
             # One connection for each episode in flight; idle ones are dropped before the server drops them.
-            limits=httpx.Limits(max_connections=None, max_keepalive_connections=256, keepalive_expiry=20.0),
-            transport=http,
+            transport=http or ShardedTransport(httpx.Limits(max_connections=None, keepalive_expiry=20.0)),
             # Desktops are near; a proxy that the environment sets for the internet would only lose them.
             trust_env=False,
         )
