@@ -3,6 +3,7 @@
     python benchmarks/env_server.py                        # pictures of the simulated suite
     python benchmarks/env_server.py --pictures xvfb        # pictures of real applications
     python benchmarks/env_server.py --pictures FOLDER      # PNG files, in the order of their names
+    python benchmarks/env_server.py --no-desktops          # without the resets and steps of real desktops
 
 Overhead: `arpo-env-server` with simulated desktops in a process of its own; steps over HTTP, encoding and decoding
 included, minus what the desktop itself took (the reply's `Server-Timing`). Back to back means that every session sends
@@ -11,6 +12,9 @@ its next step at once, so that all cores are busy; paced means a policy that thi
 Link: a server that plays the same pictures to every client, behind a link of 20 Mbit/s and 50 ms there and back;
 an episode is a reset, 15 steps of which none ends it, and an evaluation. Bytes are HTTP's, in both directions;
 TCP's own are not counted and its slow start is not simulated.
+
+Desktops: resets and steps of xvfb desktops with applications, without HTTP, are measured by `benchmarks/desktops.py`,
+which runs at the end.
 """
 
 from __future__ import annotations
@@ -86,7 +90,8 @@ def main() -> None:
     parser.add_argument("--pictures", default="simulated", help="simulated, xvfb or a folder of PNG files")
     parser.add_argument("--mbit-s", type=float, default=20.0)
     parser.add_argument("--rtt-ms", type=float, default=50.0)
-    parser.add_argument("--quick", action="store_true", help="a few sessions and steps: does it work?")
+    parser.add_argument("--no-desktops", action="store_true", help="leave out the xvfb desktops")
+    parser.add_argument("--quick", action="store_true", help="a few sessions and steps, no xvfb: does it work?")
     parser.add_argument("--play", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.play is not None:
@@ -100,6 +105,9 @@ def main() -> None:
     errors = asyncio.run(overhead(options))
     asyncio.run(link(options))
     print(f"\nload average at the end {', '.join(f'{x:.1f}' for x in os.getloadavg())}")
+    if not (options.no_desktops or options.quick):
+        print("\n", flush=True)
+        subprocess.run([sys.executable, str(Path(__file__).with_name("desktops.py"))], check=True)
     if errors:
         sys.exit(f"{errors} requests failed")
 
