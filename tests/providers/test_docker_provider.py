@@ -18,14 +18,13 @@ from pathlib import Path
 import httpx
 import pytest
 from docker_kit import DockerHost
+from provider_errors import refusal, start_error
 from server_process import arguments, server_process
-from vmware_kit import trainer_token
 
 from arpo.client import EnvClient
 from arpo.guest_client import GuestError, Settle
 from arpo.protocol.actions import Click, Finished, Type
-from arpo.protocol.problems import ConfigError
-from arpo.providers.base import Provider, ProviderError
+from arpo.providers.base import Provider
 from arpo.providers.osworld.docker import IMAGE
 from arpo.providers.registry import make_provider
 
@@ -59,25 +58,6 @@ def docker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[DockerHo
 def provider_of(docker: DockerHost, **options: object) -> Provider:
     options = {"start_timeout_s": 20.0, "vm_path": str(docker.disk), **options}
     return make_provider("docker", screen=SCREEN, **options)
-
-
-def refusal(provider: Provider) -> str:
-    with pytest.raises(ConfigError) as caught:
-        asyncio.run(provider.preflight())
-    assert "\n" not in str(caught.value)
-    return str(caught.value)
-
-
-def start_error(provider: Provider) -> str:
-    async def story() -> None:
-        try:
-            await provider.start()
-        finally:
-            await provider.close()
-
-    with pytest.raises(ProviderError) as caught:
-        asyncio.run(story())
-    return str(caught.value)
 
 
 def test_a_desktop_is_a_new_container_each_time_and_none_is_left(docker) -> None:
@@ -285,7 +265,7 @@ def test_a_session_over_http_ends_in_a_score_and_no_container_is_left(docker, tm
 
     extra = on_command_line(docker, "--capacity", "2")
     with server_process(tmp_path, *extra, provider="docker") as server:
-        assert asyncio.run(story(server.url, trainer_token(server))) == [1.0, 0.0]
+        assert asyncio.run(story(server.url, server.token)) == [1.0, 0.0]
         assert server.stop() == 0
         assert "Traceback" not in server.log
     assert docker.containers() == []

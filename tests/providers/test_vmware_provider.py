@@ -15,8 +15,9 @@ from pathlib import Path
 
 import httpx
 import pytest
+from provider_errors import refusal, start_error
 from server_process import arguments, server_process
-from vmware_kit import Vmware, trainer_token
+from vmware_kit import Vmware
 
 from arpo.client import EnvClient
 from arpo.desktop.guest_desktop import GuestDesktop
@@ -56,31 +57,6 @@ def vmware(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Vmware]:
 def provider_of(*machines: Path, **options: object) -> Provider:
     options = {"start_timeout_s": 20.0, "desktops": len(machines), **options}
     return make_provider("vmware", screen=SCREEN, vm_path=[str(vm) for vm in machines], **options)
-
-
-def refusal(provider: Provider) -> str:
-    async def story() -> None:
-        try:
-            await provider.preflight()
-        finally:
-            await provider.close()
-
-    with pytest.raises(ConfigError) as caught:
-        asyncio.run(story())
-    assert "\n" not in str(caught.value)
-    return str(caught.value)
-
-
-def start_error(provider: Provider) -> str:
-    async def story() -> None:
-        try:
-            await provider.start()
-        finally:
-            await provider.close()
-
-    with pytest.raises(ProviderError) as caught:
-        asyncio.run(story())
-    return str(caught.value)
 
 
 def test_a_desktop_is_the_machine_at_its_snapshot_each_time(vmware) -> None:
@@ -378,7 +354,7 @@ def test_a_session_over_http_ends_in_a_score_and_the_machine_is_off_after_it(vmw
         return scores
 
     with server_process(tmp_path, *on_command_line(vm), provider="vmware") as server:
-        assert asyncio.run(story(server.url, trainer_token(server))) == [1.0, 0.0]
+        assert asyncio.run(story(server.url, server.token)) == [1.0, 0.0]
         assert server.stop() == 0
         assert "Traceback" not in server.log
     assert vmware.running() == {}
@@ -402,7 +378,7 @@ def test_a_guest_that_dies_in_a_session_is_an_environment_fault_and_is_replaced(
                 assert await fresh.evaluate() == 1.0
 
     with server_process(tmp_path, *on_command_line(vm), provider="vmware") as server:
-        asyncio.run(story(server.url, trainer_token(server)))
+        asyncio.run(story(server.url, server.token))
 
 
 def test_a_machine_that_cannot_start_is_named_with_the_fix_by_readyz(vmware, tmp_path) -> None:

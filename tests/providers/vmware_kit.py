@@ -10,10 +10,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from server_process import ServerProcess
-
-from arpo.protocol.tokens import parse_tokens
-
 STANDIN = Path(__file__).parent / "standins" / "vmrun.py"
 
 
@@ -60,8 +56,3 @@ class Vmware:
             if machine["pid"]:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(machine["pid"], signal.SIGKILL)
-
-
-def trainer_token(server: ServerProcess) -> str:
-    """The token that the server made for trainers."""
-    return parse_tokens((server.folder / "token").read_text())[0].secret

@@ -16,6 +16,15 @@ from arpo.protocol.codec import PROBLEM_JSON
 from arpo.protocol.problems import Problem, ProblemCode, ProblemError
 from arpo.server.metrics import ServerMetrics
 
+REQUEST_PROBLEMS = (
+    ProblemCode.UNAUTHORIZED,
+    ProblemCode.FORBIDDEN,
+    ProblemCode.INVALID_REQUEST,
+    ProblemCode.REQUEST_TIMEOUT,
+    ProblemCode.PAYLOAD_TOO_LARGE,
+)
+"""What any request that carries a token may be answered with."""
+
 _UNREADABLE_BODY = 400
 """FastAPI's status for a body that is no JSON at all; ours for that is the one for any invalid request."""
 

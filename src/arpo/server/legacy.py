@@ -13,7 +13,7 @@ from pydantic import BaseModel
 import arpo
 from arpo.protocol.codec import JSON, encode
 from arpo.protocol.problems import ProblemCode
-from arpo.server.errors import problem_responses
+from arpo.server.errors import REQUEST_PROBLEMS, problem_responses
 from arpo.server.legacy_messages import (
     LegacyHealth,
     LegacyHistory,
@@ -25,15 +25,8 @@ from arpo.server.legacy_sessions import LegacySessions, LegacySettings
 from arpo.server.manager import SessionManager
 from arpo.server.replies import BEARER, Trainer
 
-_REQUEST_PROBLEMS = (
-    ProblemCode.UNAUTHORIZED,
-    ProblemCode.FORBIDDEN,
-    ProblemCode.INVALID_REQUEST,
-    ProblemCode.REQUEST_TIMEOUT,
-    ProblemCode.PAYLOAD_TOO_LARGE,
-)
 _EPISODE_PROBLEMS = (
-    *_REQUEST_PROBLEMS,
+    *REQUEST_PROBLEMS,
     ProblemCode.INVALID_TASK,
     ProblemCode.LEASE_LOST,
     ProblemCode.START_FAILED,
@@ -61,7 +54,7 @@ def legacy_routes(
         dependencies=secured,
         response_model=LegacyObservation,
         responses=problem_responses(
-            *_REQUEST_PROBLEMS,
+            *REQUEST_PROBLEMS,
             ProblemCode.INVALID_TASK,
             ProblemCode.LEASE_LOST,
             ProblemCode.CAPACITY,
@@ -99,7 +92,7 @@ def legacy_routes(
         "/env/history_messages",
         dependencies=secured,
         response_model=LegacyHistory,
-        responses=problem_responses(*_REQUEST_PROBLEMS),
+        responses=problem_responses(*REQUEST_PROBLEMS),
     )
     async def env_history_messages(caller: Trainer, body: dict[str, Any] | None = None) -> Response:
         """The whole conversation of the token's episode; empty when none has begun."""

@@ -21,7 +21,7 @@ from arpo.protocol.messages import (
     StepRequest,
 )
 from arpo.protocol.problems import ConfigError, ProblemCode, ProblemError
-from arpo.server.errors import problem_responses
+from arpo.server.errors import REQUEST_PROBLEMS, problem_responses
 from arpo.server.manager import SessionManager
 from arpo.server.registry import CreationKey
 from arpo.server.replies import BEARER, BOTH, Trainer, reply
@@ -45,15 +45,8 @@ IdempotencyKey = Annotated[
     ),
 ]
 
-_REQUEST_PROBLEMS = (
-    ProblemCode.UNAUTHORIZED,
-    ProblemCode.FORBIDDEN,
-    ProblemCode.INVALID_REQUEST,
-    ProblemCode.REQUEST_TIMEOUT,
-    ProblemCode.PAYLOAD_TOO_LARGE,
-)
 _SESSION_PROBLEMS = (
-    *_REQUEST_PROBLEMS,
+    *REQUEST_PROBLEMS,
     ProblemCode.NOT_FOUND,
     ProblemCode.LEASE_LOST,
     ProblemCode.BACKEND_LOST,
@@ -83,7 +76,7 @@ def session_routes(manager: SessionManager) -> APIRouter:
         responses={
             201: BOTH,
             **problem_responses(
-                *_REQUEST_PROBLEMS, ProblemCode.INVALID_TASK, ProblemCode.CAPACITY, ProblemCode.START_FAILED
+                *REQUEST_PROBLEMS, ProblemCode.INVALID_TASK, ProblemCode.CAPACITY, ProblemCode.START_FAILED
             ),
         },
     )
@@ -102,7 +95,7 @@ def session_routes(manager: SessionManager) -> APIRouter:
     @router.get(
         "",
         response_model=SessionList,
-        responses={200: BOTH, **problem_responses(*_REQUEST_PROBLEMS)},
+        responses={200: BOTH, **problem_responses(*REQUEST_PROBLEMS)},
     )
     async def list_sessions(request: Request, caller: Trainer) -> Response:
         """The caller's sessions that are not closed; everybody's for an admin."""
