@@ -16,7 +16,14 @@ XVFB_PROGRAMS = ("Xvfb", "openbox", "dbus-daemon", "gio", "bwrap", "soffice", "x
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests of real desktops are skipped, with the reason, where the programs are not installed."""
+    """Tests of real desktops are skipped, with the reason, where the programs are not installed.
+
+    Run in several processes, all of them stay in one: they look for what desktops leave behind on the whole machine.
+    Other tests stay with those of their file, whose servers they share.
+    """
+    for item in items:
+        group = "desktops" if item.get_closest_marker("xvfb") else str(item.path)
+        item.add_marker(pytest.mark.xdist_group(group))
     missing = [program for program in XVFB_PROGRAMS if shutil.which(program) is None]
     if missing:
         reason = f"real desktops cannot run here: {', '.join(missing)} not installed (see scripts/apt-packages.txt)"

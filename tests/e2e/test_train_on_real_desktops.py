@@ -61,8 +61,8 @@ def test_ctrl_c_leaves_no_process_mount_or_folder_behind(tmp_path: Path) -> None
     )
     run = tmp_path / "stopped"
     wait_for(lambda: lines(run / "trajectories" / "step-000001.jsonl"))
+    wait_for(lambda: "Xvfb" in names(children(process.pid)))  # a desktop may just be made anew
     family = children(process.pid)
-    assert "Xvfb" in names(family)
     process.send_signal(signal.SIGINT)
     output = finish(process, 60)
     assert process.returncode == 130, output

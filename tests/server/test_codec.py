@@ -34,6 +34,9 @@ def test_pictures_are_standard_base64_in_json_and_raw_in_msgpack() -> None:
 @pytest.mark.parametrize(
     ("accept", "encoding"),
     [
+        ("application/msgpack;q=0, application/json", JSON),
+        ("application/msgpack; q=0.0", JSON),
+        ("application/msgpack;q=0.5", MSGPACK),
         (None, JSON),
         ("", JSON),
         ("*/*", JSON),

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 
 import httpx
 from scripted_desktop import TASK, TOKEN, Script, env_server
 from test_env_server_wire import opened, problem
+
+from arpo.protocol.problems import ProblemCode, ProblemError
+from arpo.tasks.model import Task
 
 ALICE, NEW_ALICE, BOB, ADMIN, BACKEND = "alice-1", "alice-2", "bob-1", "admin-1", "backend-1"
 TOKENS = f"""
@@ -205,3 +209,44 @@ def test_nobody_else_finds_a_session_by_a_repeated_creation(tmp_path) -> None:
         assert len({answer.json()["session_id"] for answer in answers}) == 2
 
     served(tmp_path, story, script=Script())
+
+
+def test_failed_sessions_count_until_they_are_closed(tmp_path) -> None:
+    broken = Script(reset=lambda desktop: ProblemError(ProblemCode.SETUP_FAILED, "no"))
+
+    async def story(_, of) -> None:
+        alice = of(ALICE)
+        made = await alice.post("/v1/sessions", json={"task": TASK})
+        path = made.headers["location"]
+        assert (await alice.get(path, params={"wait_s": 5})).json()["state"] == "failed"
+        problem(await alice.post("/v1/sessions", json={"task": TASK}), 503, "capacity")
+        await alice.delete(path)
+        assert (await alice.post("/v1/sessions", json={"task": TASK})).status_code == 201
+
+    served(tmp_path, story, script=broken, sessions_per_caller=1)
+
+
+def test_a_closed_session_keeps_nothing_of_what_it_did(tmp_path) -> None:
+    def tasks() -> int:
+        gc.collect()
+        return sum(isinstance(thing, Task) for thing in gc.get_objects())
+
+    broken = Script(execute=lambda desktop: ProblemError(ProblemCode.DESKTOP_LOST, "no"))
+    text = {"kind": "type", "text": "x" * 10_000}
+
+    async def story(server, of) -> None:
+        alice = of(ALICE)
+        before = tasks()
+        for _ in range(5):
+            path, lease = await opened(alice)
+            body = {"lease": lease, "seq": 1, "actions": [text]}
+            problem(await alice.post(f"{path}/step", json=body), 502, "desktop_lost")
+            await alice.delete(path)
+            while (await alice.get("/readyz")).status_code != 200:
+                await asyncio.sleep(0.01)
+        assert tasks() == before
+        closed = [entry for entry in server.server.manager._sessions.all() if entry.session.problem]
+        assert len(closed) == 5
+        assert [(e.operation, e.session._running, e.session._applied) for e in closed] == [(None, [], [])] * 5
+
+    served(tmp_path, story, script=broken)

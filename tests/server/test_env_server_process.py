@@ -213,3 +213,36 @@ def test_usage_errors_exit_with_2_and_help_teaches() -> None:
     help_text = subprocess.run([*COMMAND, "--help"], capture_output=True, text=True, check=True).stdout
     for word in ("--token-file", "--exit-with", "SIGTERM", "/readyz", "Example"):
         assert word in help_text
+
+
+def test_of_two_servers_on_one_port_the_second_says_so(tmp_path) -> None:
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").mkdir()
+    with server_process(tmp_path / "a") as first:
+        port = str(urlsplit(first.url).port)
+        second = subprocess.run(
+            [*COMMAND, "--provider", "simulated", "--port", port, "--token-file", str(tmp_path / "b" / "token")],
+            capture_output=True, text=True, timeout=60, check=False,
+        )  # fmt: skip
+    assert second.returncode == 2
+    assert "fix: --port" in second.stderr
+    assert "Traceback" not in second.stderr
+
+
+@pytest.mark.parametrize("seconds", ["inf", "nan", "-1"])
+def test_a_time_limit_is_a_number_of_seconds(seconds: str) -> None:
+    refused = subprocess.run(
+        [*COMMAND, "--provider", "simulated", f"--start-timeout-s={seconds}"],
+        capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    assert refused.returncode == 2
+    assert "Traceback" not in refused.stderr
+
+
+def test_a_token_in_a_url_is_not_logged_at_any_level(tmp_path) -> None:
+    with server_process(tmp_path, "--log-level", "debug") as server:
+        assert httpx.get(f"{server.url}/v1/capacity?token={server.token}").status_code == 401
+        assert httpx.get(f"{server.url}/healthz").status_code == 200
+        log = server.log
+    assert "/healthz" in log
+    assert server.token not in log

@@ -8,12 +8,13 @@ import socket
 import time
 
 import pytest
-from scripted_desktop import TOKEN, Script
+from scripted_desktop import TASK, TOKEN, Script
 from test_env_server_wire import CLICK, asked, opened, problem
 
 from arpo.protocol.codec import MSGPACK, PROBLEM_JSON
 from arpo.protocol.problems import Problem
 from arpo.server.app import HttpLimits
+from arpo.telemetry.phases import phase
 
 
 def test_a_long_step_is_polled_by_sending_it_again_and_happens_once(tmp_path) -> None:
@@ -170,3 +171,70 @@ def test_a_question_without_a_body_may_name_any_content_type(tmp_path) -> None:
         return (await http.get(path, headers={"Content-Type": MSGPACK})).status_code
 
     assert asked(tmp_path, question) == 200
+
+
+@pytest.mark.parametrize("depth", [100, 1000, 1023, 5000])
+def test_a_body_nested_too_deeply_is_the_clients_fault_in_either_encoding(tmp_path, depth: int) -> None:
+    packed = b"\x91" * depth + b"\xc0"
+    written = b"[" * depth + b"null" + b"]" * depth
+
+    async def question(http, server) -> None:
+        path, _ = await opened(http)
+        for url in ("/v1/sessions", f"{path}/step", f"{path}/evaluate", "/env/step"):
+            for body, kind in ((packed, MSGPACK), (written, "application/json")):
+                headers = {"Content-Type": kind}
+                assert (await http.post(url, content=body, headers=headers)).status_code == 422, (url, kind)
+
+    asked(tmp_path, question)
+
+
+def test_a_step_types_so_much_text_and_no_more(tmp_path) -> None:
+    async def question(http, server) -> None:
+        path, lease = await opened(http)
+        text = {"kind": "type", "text": "x" * 10_001}
+        body = {"lease": lease, "seq": 1, "actions": [text, text]}
+        assert (
+            "20002 characters"
+            in problem(await http.post(f"{path}/step", json=body), 422, "invalid_action").detail
+        )
+        body["actions"] = [text]
+        assert (await http.post(f"{path}/step", json=body)).status_code == 200
+
+    asked(tmp_path, question)
+
+
+def test_timing_is_that_of_the_step_that_was_asked_for(tmp_path) -> None:
+    async def execute(desktop) -> None:
+        with phase("act"):
+            await asyncio.sleep(0.001)
+
+    async def question(http, server) -> None:
+        path, lease = await opened(http)
+        body = {"lease": lease, "seq": 1, "actions": [CLICK]}
+        first = await http.post(f"{path}/step", json=body)
+        assert "act;dur=" in first.headers["server-timing"]
+        await http.post(f"{path}/evaluate", json={"lease": lease})
+        assert "server-timing" not in (await http.post(f"{path}/step", json=body)).headers
+
+    asked(tmp_path, question, Script(execute=execute))
+
+
+def test_a_desktop_that_gives_up_its_own_call_fails_its_session(tmp_path) -> None:
+    async def execute(desktop) -> None:
+        raise asyncio.CancelledError
+
+    async def question(http, server) -> None:
+        path, lease = await opened(http)
+        body = {"lease": lease, "seq": 1, "actions": [CLICK]}
+        for _ in range(2):
+            problem(await http.post(f"{path}/step", json=body), 502, "desktop_lost")
+
+    asked(tmp_path, question, Script(execute=execute))
+
+
+def test_a_client_id_cannot_forge_a_line_of_the_log(tmp_path) -> None:
+    async def question(http, server) -> None:
+        body = {"task": TASK, "options": {"client_id": "a\nFAKE \x1b[31m"}}
+        problem(await http.post("/v1/sessions", json=body), 422, "invalid_request")
+
+    asked(tmp_path, question)

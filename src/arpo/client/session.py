@@ -117,7 +117,9 @@ class Session:
         Raises ProblemError seq_conflict for any other step.
         """
         try:
-            request = StepRequest(lease=self.lease, seq=seq or self.seq + 1, actions=list(actions))
+            request = StepRequest(
+                lease=self.lease, seq=self.seq + 1 if seq is None else seq, actions=list(actions)
+            )
         except ValidationError as error:
             raise ProblemError(ProblemCode.INVALID_ACTION, readable(error)) from error
         if self._unsettled not in (None, request):
@@ -258,9 +260,10 @@ class Session:
             try:
                 await self._call("POST", "/heartbeat", Lease(lease=self.lease))
             except ProblemError as error:
-                # The next step will say so to the one who can act on it; here only an outage may still pass.
+                # The next step will say so to the one who can act on it. Here only an outage may still pass, or a
+                # token file that is being rewritten.
                 log.debug("heartbeat of %s: %s", self.id, error)
-                if error.code is not ProblemCode.BACKEND_LOST:
+                if error.code not in (ProblemCode.BACKEND_LOST, ProblemCode.UNAUTHORIZED):
                     return
                 self._heard = time.monotonic()
 

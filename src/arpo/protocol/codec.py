@@ -7,6 +7,7 @@ MessagePack). Errors are always JSON (`PROBLEM_JSON`).
 from __future__ import annotations
 
 import json
+import re
 from typing import Any, TypeVar, cast
 
 import msgpack
@@ -17,6 +18,8 @@ MSGPACK = "application/msgpack"
 PROBLEM_JSON = "application/problem+json"
 
 M = TypeVar("M", bound=BaseModel)
+
+_NEVER = re.compile(r";\s*q=0(\.0*)?\s*(;|$)")
 
 
 class CodecError(ValueError):
@@ -32,7 +35,7 @@ def negotiate(accept: str | None) -> str:
     """The encoding for an `Accept` header: whichever of the two it names first; JSON if neither."""
     for entry in (accept or "").split(","):
         wanted = media_type(entry)
-        if wanted in (JSON, MSGPACK):
+        if wanted in (JSON, MSGPACK) and not _NEVER.search(entry):
             return wanted
     return JSON
 
@@ -68,6 +71,8 @@ def msgpack_to_json(data: bytes) -> bytes:
         return json.dumps(unpack(data), allow_nan=False).encode()
     except (TypeError, ValueError) as error:
         raise CodecError(f"not a request: {error}") from error
+    except RecursionError as error:
+        raise CodecError("not a request: nested too deeply") from error
 
 
 def readable(error: ValidationError) -> str:

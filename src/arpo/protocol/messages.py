@@ -6,9 +6,17 @@ from base64 import b64decode, b64encode
 from enum import StrEnum
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, WithJsonSchema
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    WithJsonSchema,
+)
 
-from arpo.protocol.actions import Action
+from arpo.protocol.actions import MAX_TEXT, Action, Type
 from arpo.protocol.problems import Problem
 
 
@@ -58,6 +66,10 @@ class SessionState(StrEnum):
     FAILED = "failed"
 
 
+ONE_LINE = r"^[^\x00-\x1f\x7f-\x9f]*$"
+"""Text that cannot forge a line of a log or drive a terminal."""
+
+
 class ScreenshotOptions(_Message):
     """How screenshots are encoded.
 
@@ -75,7 +87,7 @@ class SessionOptions(_Message):
 
     screenshot: ScreenshotOptions = ScreenshotOptions()
     idle_timeout_s: Annotated[float, Field(gt=0, le=3600)] = 120.0
-    client_id: Annotated[str, Field(max_length=200)] = ""
+    client_id: Annotated[str, Field(max_length=200, pattern=ONE_LINE)] = ""
 
 
 class CreateSession(_Message):
@@ -145,8 +157,18 @@ class SessionView(_Message):
     problem: Problem | None = None
 
 
+def _short_enough(actions: list[Action]) -> list[Action]:
+    length = sum(len(action.text) for action in actions if isinstance(action, Type))
+    if length > MAX_TEXT:
+        raise ValueError(f"{length} characters of text in one step; at most {MAX_TEXT} are taken")
+    return actions
+
+
 class StepRequest(_Message):
-    """Body of `POST /v1/sessions/{id}/step`. `seq` is 1 for the first step and rises by one."""
+    """Body of `POST /v1/sessions/{id}/step`. `seq` is 1 for the first step and rises by one.
+
+    At most 64 actions that type at most 20 000 characters together: what a desktop can do before it looks stuck.
+    """
 
     model_config = _example(
         lease=17,
@@ -156,7 +178,7 @@ class StepRequest(_Message):
 
     lease: int
     seq: Annotated[int, Field(ge=1)]
-    actions: Annotated[list[Action], Field(max_length=64)]
+    actions: Annotated[list[Action], Field(max_length=64), AfterValidator(_short_enough)]
 
 
 class StepReply(_Message):

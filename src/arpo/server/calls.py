@@ -34,6 +34,12 @@ async def call(
             return await work
     except ProblemError:
         raise
+    except asyncio.CancelledError:
+        task = asyncio.current_task()
+        if task is not None and task.cancelling():
+            raise
+        # Nobody asked for it: something inside the desktop was cancelled.
+        raise ProblemError(failed, "the desktop gave up its own call") from None
     except Exception as error:
         if isinstance(error, TimeoutError) and limit.expired():
             raise ProblemError(late or failed, f"not done after {limit_s:g} s") from error

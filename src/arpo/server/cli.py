@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import os
 import signal
 import sys
@@ -46,6 +47,7 @@ from arpo.server.legacy_sessions import LegacySettings
 from arpo.server.parent import parent_gone
 from arpo.server.pool import DesktopFactory
 from arpo.server.service import ServerSettings, bind, running_server
+from arpo.server.stop_request import StopRequest
 from arpo.server.tokens import TokenFile, ensure_token_file
 from arpo.server.url_file import published
 
@@ -60,6 +62,12 @@ class Sandbox(StrEnum):
 
     auto = "auto"
     none = "none"
+
+
+def _finite(seconds: float) -> float:
+    if not math.isfinite(seconds):
+        raise typer.BadParameter("not a number of seconds")
+    return seconds
 
 
 class LogLevel(StrEnum):
@@ -179,26 +187,44 @@ def serve(
         ),
     ] = None,
     start_timeout_s: Annotated[
-        float, typer.Option(rich_help_panel=_LIMITS, min=0.1, help="Seconds for starting a desktop.")
+        float,
+        typer.Option(
+            rich_help_panel=_LIMITS, callback=_finite, min=0.1, help="Seconds for starting a desktop."
+        ),
     ] = _DEFAULTS.start_s,
     reset_timeout_s: Annotated[
         float,
-        typer.Option(rich_help_panel=_LIMITS, min=0.1, help="Seconds for getting a used desktop clean."),
+        typer.Option(
+            rich_help_panel=_LIMITS,
+            callback=_finite,
+            min=0.1,
+            help="Seconds for getting a used desktop clean.",
+        ),
     ] = _DEFAULTS.reset_s,
     setup_timeout_s: Annotated[
-        float, typer.Option(rich_help_panel=_LIMITS, min=0.1, help="Seconds for a task's setup.")
+        float,
+        typer.Option(rich_help_panel=_LIMITS, callback=_finite, min=0.1, help="Seconds for a task's setup."),
     ] = _DEFAULTS.setup_s,
     step_timeout_s: Annotated[
         float,
-        typer.Option(rich_help_panel=_LIMITS, min=0.1, help="Seconds for a step and the quiet after it."),
+        typer.Option(
+            rich_help_panel=_LIMITS,
+            callback=_finite,
+            min=0.1,
+            help="Seconds for a step and the quiet after it.",
+        ),
     ] = _DEFAULTS.step_s,
     evaluate_timeout_s: Annotated[
-        float, typer.Option(rich_help_panel=_LIMITS, min=0.1, help="Seconds for a task's evaluators.")
+        float,
+        typer.Option(
+            rich_help_panel=_LIMITS, callback=_finite, min=0.1, help="Seconds for a task's evaluators."
+        ),
     ] = _DEFAULTS.evaluate_s,
     drain_s: Annotated[
         float,
         typer.Option(
             rich_help_panel=_LIMITS,
+            callback=_finite,
             min=0,
             help="Seconds that running steps and evaluations get when the server is stopped.",
         ),
@@ -261,7 +287,7 @@ def serve(
 
 async def _serve(options: Options) -> int:
     """Run the server until it is told to stop; returns the exit code."""
-    stop = _StopRequest()
+    stop = StopRequest()
     settings = options.settings
     # The other providers have nothing to isolate from this machine.
     extra = {"sandbox": options.sandbox.value} if options.provider == "xvfb" else {}
@@ -311,34 +337,6 @@ async def _serve(options: Options) -> int:
         return EXIT_INTERRUPTED  # `run_app` says so
     console.print("stopped")
     return 0
-
-
-class _StopRequest:
-    """The first signal that asked for an end. Later ones change nothing: the end has a time limit of its own."""
-
-    def __init__(self) -> None:
-        self.signal: signal.Signals | None = None
-        self._asked = asyncio.Event()
-        for name in ("SIGTERM", "SIGINT", "SIGHUP", "SIGBREAK"):  # of the last two, a system has one
-            number = getattr(signal, name, None)
-            # nohup: whoever started the server wants it to outlive the terminal.
-            if number is not None and (name != "SIGHUP" or signal.getsignal(number) is not signal.SIG_IGN):
-                self._listen(number)
-
-    def _listen(self, number: signal.Signals) -> None:
-        loop = asyncio.get_running_loop()
-        try:
-            loop.add_signal_handler(number, self._ask, number)
-        except NotImplementedError:  # Windows
-            signal.signal(number, lambda *_: loop.call_soon_threadsafe(self._ask, number))
-
-    def _ask(self, number: signal.Signals) -> None:
-        if self.signal is None:
-            self.signal = number
-        self._asked.set()
-
-    async def wait(self) -> None:
-        await self._asked.wait()
 
 
 async def _parent_gone(parent: int) -> None:
@@ -397,6 +395,15 @@ def _configure_logging(level: LogLevel) -> None:
         # Every screenshot is a request of the guest's client; uvicorn says nothing that is not said here.
         for chatty in ("httpx", "uvicorn"):
             logging.getLogger(chatty).setLevel(logging.WARNING)
+    logging.getLogger("uvicorn.access").addFilter(_without_query)
+
+
+def _without_query(record: logging.LogRecord) -> bool:
+    """Cut the query off what uvicorn logs of a request: somebody may have written a token there."""
+    if isinstance(record.args, tuple) and len(record.args) == 5:  # client, method, path, version, status
+        client, method, path, version, status = record.args
+        record.args = (client, method, str(path).partition("?")[0], version, status)
+    return True
 
 
 def main() -> None:

@@ -22,22 +22,21 @@ from dataclasses import dataclass, field
 from arpo.config.sections import Timeouts
 from arpo.protocol.actions import TERMINAL, Action, Wait
 from arpo.protocol.messages import (
-    DesktopStatus,
     Observation,
     PoolStatus,
     SessionCreated,
     SessionList,
     SessionOptions,
     SessionState,
-    SessionSummary,
     SessionView,
     StepReply,
     StepRequest,
 )
-from arpo.protocol.problems import Fault, ProblemCode, ProblemError
+from arpo.protocol.problems import Fault, Problem, ProblemCode, ProblemError
 from arpo.server.callers import Caller
 from arpo.server.calls import call, score
 from arpo.server.metrics import ServerMetrics, counts
+from arpo.server.overview import pool_status, session_list
 from arpo.server.pool import DesktopPool, Slot, SlotState, Verdict
 from arpo.server.registry import CreationKey, Entry, Operation, SessionRegistry
 from arpo.server.screenshots import Encoder
@@ -116,7 +115,7 @@ class SessionManager:
             decision = session.begin_step(request)
             if decision is Decision.START:
                 slot = self._ready_slot(entry)
-                self._run(entry, "step", self._step(entry, slot, request.actions))
+                self._run(entry, f"step {request.seq}", self._step(entry, slot, request.actions))
             else:
                 self.metrics.step_repeated()
             if decision is Decision.REPEAT:
@@ -155,36 +154,21 @@ class SessionManager:
             entry.session.check_lease(lease)
         self._close(entry, "its client released it" if entry.owner == caller.name else "an operator ended it")
 
-    def phases(self, session_id: str, caller: Caller) -> Phases:
-        """What the session's last operation spent its time on, seconds."""
-        return self._sessions.find(session_id, caller).phases
+    def phases(self, session_id: str, caller: Caller, operation: str) -> Phases:
+        """What an operation spent its time on, seconds: the session's last one, `evaluate` or `step <seq>`; empty for
+        an earlier one.
+        """
+        entry = self._sessions.find(session_id, caller)
+        return entry.phases if entry.measured == operation else {}
 
     def sessions_of(self, caller: Caller) -> SessionList:
         """The caller's sessions that are not closed; everybody's for an admin."""
-        now = self._clock()
-        return SessionList(
-            sessions=[
-                _summary(entry, now)
-                for entry in self._sessions.open()
-                if caller.is_admin or entry.owner == caller.name
-            ]
-        )
+        seen = (entry for entry in self._sessions.open() if caller.is_admin or entry.owner == caller.name)
+        return session_list(seen, self._clock())
 
     def pool_status(self) -> PoolStatus:
         """The desktops, and which session holds which."""
-        holders = {entry.slot.index: entry.session.id for entry in self._sessions.open() if entry.slot}
-        return PoolStatus(
-            desktops=[
-                DesktopStatus(
-                    index=desktop.index,
-                    state=desktop.state.value,
-                    strikes=desktop.strikes,
-                    reason=desktop.reason,
-                    session_id=holders.get(desktop.index),
-                )
-                for desktop in self.pool.view()
-            ]
-        )
+        return pool_status(self.pool, self._sessions.open())
 
     def reset_pool(self, *, end_sessions: bool) -> None:
         """Put a fresh desktop in every place; leased ones are replaced when they come back, which is at once when
@@ -218,7 +202,7 @@ class SessionManager:
 
     # Desktop calls
 
-    async def _reset(self, entry: Entry, slot: Slot, task: Task) -> ProblemError | None:
+    async def _reset(self, entry: Entry, slot: Slot, task: Task) -> Problem | None:
         try:
             png = await call(
                 entry.session, slot.desktop.reset(task), self._timeouts.reset_s, ProblemCode.RESET_FAILED
@@ -226,12 +210,12 @@ class SessionManager:
             observation = await self._observe(entry, png, self._timeouts.reset_s, ProblemCode.RESET_FAILED)
         except ProblemError as error:
             self._fail(entry, error, _after_failed_reset(error))
-            return error
+            return error.problem
         self.pool.reset_worked(slot)
         entry.session.reset_ended(observation)
         return None
 
-    async def _step(self, entry: Entry, slot: Slot, actions: Sequence[Action]) -> ProblemError | None:
+    async def _step(self, entry: Entry, slot: Slot, actions: Sequence[Action]) -> Problem | None:
         # Waiting that the agent asked for is no slowness of the desktop.
         limit_s = self._timeouts.step_s + sum(a.seconds for a in actions if isinstance(a, Wait))
         try:
@@ -248,11 +232,11 @@ class SessionManager:
                 entry.session.refused()
             else:
                 self._fail(entry, error, Verdict.LOST)
-            return error
+            return error.problem
         entry.session.step_applied(observation, terminal=any(isinstance(a, TERMINAL) for a in actions))
         return None
 
-    async def _evaluate(self, entry: Entry, slot: Slot) -> ProblemError | None:
+    async def _evaluate(self, entry: Entry, slot: Slot) -> Problem | None:
         try:
             entry.session.evaluated(
                 await call(
@@ -266,7 +250,7 @@ class SessionManager:
         except ProblemError as error:
             finished = error.code is ProblemCode.EVALUATOR_FAILED
             self._fail(entry, error, Verdict.USED if finished else Verdict.LOST)
-            return error
+            return error.problem
         return None
 
     async def _observe(self, entry: Entry, png: bytes, limit_s: float, failed: ProblemCode) -> Observation:
@@ -294,33 +278,36 @@ class SessionManager:
         self._sessions.add(entry)
         self._run(entry, "reset", self._reset(entry, slot, task))
         log.info(
-            "session %s of %s: task %s on desktop %d for %r",
+            "session %s of %s: task %r on desktop %d for %r",
             entry.session.id, caller.name, task.id, slot.index, options.client_id,
         )  # fmt: skip
         return entry
 
     def _check_share(self, caller: Caller) -> None:
         share = self.sessions_per_caller
-        if share is not None and sum(e.owner == caller.name for e in self._sessions.alive()) >= share:
+        # Failed ones count until they are closed: a client that leaves them lying about makes no more of them.
+        if share is not None and sum(e.owner == caller.name for e in self._sessions.open()) >= share:
             raise ProblemError(
                 ProblemCode.CAPACITY, f"{caller.name} has {share} sessions, its share", retry_after_s=1.0
             )
 
-    def _run(self, entry: Entry, name: str, work: Coroutine[None, None, ProblemError | None]) -> None:
+    def _run(self, entry: Entry, name: str, work: Coroutine[None, None, Problem | None]) -> None:
         entry.operation = self._tasks.create_task(self._measured(entry, name, work))
 
     async def _measured(
-        self, entry: Entry, name: str, work: Coroutine[None, None, ProblemError | None]
-    ) -> ProblemError | None:
+        self, entry: Entry, name: str, work: Coroutine[None, None, Problem | None]
+    ) -> Problem | None:
         started = time.monotonic()
         outcome = "cancelled"
         with record() as phases:
-            entry.phases = phases
+            entry.phases, entry.measured = phases, name
             try:
                 problem = await work
                 outcome = "ok" if problem is None else problem.code.value
             finally:
-                self.metrics.operation_ended(name, outcome, time.monotonic() - started, phases)
+                self.metrics.operation_ended(
+                    name.partition(" ")[0], outcome, time.monotonic() - started, phases
+                )
         return problem
 
     async def _at_rest(self, entry: Entry, wait_s: float) -> None:
@@ -413,25 +400,7 @@ def _raise_refusal(operation: Operation | None) -> None:
     if operation is not None and operation.done() and not operation.cancelled():
         problem = operation.result()
         if problem is not None:
-            raise ProblemError.of(problem.problem)
-
-
-def _summary(entry: Entry, now: float) -> SessionSummary:
-    session = entry.session
-    return SessionSummary(
-        session_id=session.id,
-        state=session.state,
-        seq=session.seq,
-        caller=entry.owner,
-        client_id=session.options.client_id,
-        task_id=entry.task_id,
-        desktop=entry.slot.index if entry.slot else None,
-        age_s=now - entry.created,
-        idle_s=session.idle_s(now),
-        idle_timeout_s=session.options.idle_timeout_s,
-        score=session.score,
-        problem=session.problem,
-    )
+            raise ProblemError.of(problem)
 
 
 @asynccontextmanager

@@ -230,7 +230,8 @@ class DesktopPool:
 
     def _replace(self, slot: Slot, *, failed: bool = False) -> None:
         """Put a fresh desktop into the place of one that `failed`, or is to go for another reason."""
-        log.warning("desktop %d is replaced: %s", slot.index, slot.condemned or slot.reason)
+        if not self._draining:
+            log.warning("desktop %d is replaced: %s", slot.index, slot.condemned or slot.reason)
         out_of_service = failed and slot.strikes >= STRIKES
         slot.state = SlotState.QUARANTINED if out_of_service else SlotState.STARTING
         self._run(self._fill(slot))

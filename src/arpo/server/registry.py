@@ -14,15 +14,17 @@ from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from arpo.protocol.problems import ProblemCode, ProblemError
+from arpo.protocol.problems import Problem, ProblemCode, ProblemError
 from arpo.server.callers import Caller
 from arpo.server.pool import Slot
 from arpo.server.screenshots import Encoder
 from arpo.server.sessions import OVER, Session
 from arpo.telemetry.phases import Phases
 
-Operation = asyncio.Task[ProblemError | None]
-"""A desktop call at work; its result is what went wrong, if anything did."""
+Operation = asyncio.Task[Problem | None]
+"""A desktop call at work; its result is what went wrong, if anything did. Not an exception: those keep alive whatever
+their tracebacks can reach.
+"""
 
 REMEMBERED = 10_000
 """Closed sessions that are remembered."""
@@ -42,7 +44,7 @@ class CreationKey:
 class Entry:
     """A session with its owner and with what it holds.
 
-    phases: what the last operation spent its time on, seconds.
+    phases: what the last operation spent its time on, seconds; measured: which one that was.
     """
 
     session: Session
@@ -54,6 +56,11 @@ class Entry:
     creation: CreationKey | None = None
     operation: Operation | None = None
     phases: Phases = field(default_factory=dict)
+    measured: str = ""
+
+    def forget_operation(self) -> None:
+        """The session is closed and its last operation has ended."""
+        self.operation = None
 
 
 class SessionRegistry:
@@ -80,6 +87,10 @@ class SessionRegistry:
     def close(self, entry: Entry) -> None:
         """Move a session to the closed ones; the one that was closed the longest ago may be forgotten for it."""
         del self._open[entry.session.id]
+        operation = entry.operation
+        if operation is not None:
+            # Remembered sessions are many: what they once did is not kept.
+            operation.add_done_callback(lambda _: entry.forget_operation())
         self._closed[entry.session.id] = entry
         while len(self._closed) > REMEMBERED:
             _, forgotten = self._closed.popitem(last=False)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import os
 import socket
 import time
 from collections.abc import AsyncIterator, Callable
@@ -62,6 +63,8 @@ class RunningServer:
     stopped: asyncio.Task[None]
 
 
+BACKLOG = 2048
+
 _BIND_FIXES = {
     errno.EADDRINUSE: "--port with a free one, or 0 for any",
     errno.EACCES: "--port above 1023",
@@ -69,7 +72,10 @@ _BIND_FIXES = {
 
 
 def bind(host: str, port: int) -> socket.socket:
-    """A socket bound to an address, not listening yet; port 0 takes a free one. Raises ConfigError."""
+    """A socket that listens on an address; port 0 takes a free one. Raises ConfigError.
+
+    It listens at once: until then another server could be bound to the same port.
+    """
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(
             host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
@@ -78,8 +84,10 @@ def bind(host: str, port: int) -> socket.socket:
         raise ConfigError(f"--host {host}: {error.strerror}; fix: an address of this machine") from error
     bound = socket.socket(family, kind, protocol)
     try:
-        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if os.name == "posix":  # elsewhere it would let two servers share a port
+            bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         bound.bind(address)
+        bound.listen(BACKLOG)
     except OSError as error:
         bound.close()
         fix = _BIND_FIXES.get(error.errno or 0, "--host with an address of this machine")

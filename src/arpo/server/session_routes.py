@@ -134,7 +134,7 @@ def session_routes(manager: SessionManager) -> APIRouter:
         answer = await manager.step(session_id, caller, body, wait_s)
         if answer is None:
             return reply(request, await manager.view(session_id, caller), 202)
-        return reply(request, answer, headers=_timing(manager.phases(session_id, caller)))
+        return reply(request, answer, headers=_timing(manager.phases(session_id, caller, f"step {body.seq}")))
 
     @router.post(
         "/{session_id}/evaluate",
@@ -160,7 +160,7 @@ def session_routes(manager: SessionManager) -> APIRouter:
         score = await manager.evaluate(session_id, caller, body.lease, wait_s)
         if score is None:
             return reply(request, await manager.view(session_id, caller), 202)
-        headers = _timing(manager.phases(session_id, caller))
+        headers = _timing(manager.phases(session_id, caller, "evaluate"))
         return reply(request, EvaluateReply(score=score), headers=headers)
 
     @router.post("/{session_id}/heartbeat", status_code=204, responses=problem_responses(*_EPISODE_PROBLEMS))

@@ -48,6 +48,10 @@ OVER: frozenset[SessionState] = frozenset({_S.FAILED, _S.CLOSED})
 """States in which the session holds no desktop."""
 
 
+FAILED_S = 60.0
+"""Silence, in seconds, after which a failed session is closed: by then its client has heard why."""
+
+
 class IllegalTransitionError(RuntimeError):
     """The shell around the state machine did something that it must never do: a bug, not an answer to a
     client.
@@ -186,6 +190,7 @@ class Session:
         self.problem = ProblemError(ProblemCode.LEASE_LOST, f"the session is closed: {why}").problem
         self.observation = None
         self._reply = None
+        self._running = self._applied = []
 
     # Questions
 
@@ -228,7 +233,10 @@ class Session:
         """Whether the session has been silent for its idle time-out. An open request, a long poll say, is no
         silence.
         """
-        return self._open_requests == 0 and self.idle_s(now) >= self.options.idle_timeout_s
+        patience_s = self.options.idle_timeout_s
+        if self.state is SessionState.FAILED:
+            patience_s = min(patience_s, FAILED_S)
+        return self._open_requests == 0 and self.idle_s(now) >= patience_s
 
     def idle_s(self, now: float) -> float:
         """Seconds since the last request; 0 while one is open."""

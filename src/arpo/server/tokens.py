@@ -46,7 +46,7 @@ class TokenFile:
                 f"token file {path} holds no token; fix: write one a line, or remove it and one is made"
             )
         mode = path.stat().st_mode
-        if mode & (stat.S_IRWXG | stat.S_IRWXO):
+        if os.name == "posix" and mode & (stat.S_IRWXG | stat.S_IRWXO):
             log.warning("token file %s can be read by other users (mode %o)", path, stat.S_IMODE(mode))
 
     def caller(self, candidate: bytes) -> Caller | None:
