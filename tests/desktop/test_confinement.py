@@ -4,6 +4,7 @@ import ast
 import asyncio
 import contextlib
 import importlib.util
+import inspect
 import io
 import json
 import logging
@@ -21,7 +22,7 @@ from pathlib import Path
 
 import pytest
 
-from arpo.desktop import landlock
+from arpo.desktop import confinement, landlock, osworld
 from arpo.desktop.addresses import AddressPolicy
 from arpo.desktop.confinement import TAKES_PATHS
 from arpo.desktop.evaluate import evaluate
@@ -112,6 +113,18 @@ REACHING = {
     "a folder in an archive's options": (
         "compare_archive", data("{tar}", "a.tar"), data("{tar}", "b.tar"), {"file_path": "{outside}"},
     ),
+    "an option, only whether it is there": ("check_file_exists", data("a", "b"), None, {"filename": "{secret}"}),
+    "an option that climbs": ("check_file_exists", data("a", "b"), None, {"filename": "../../secret.txt"}),
+    "an option that is not there": ("check_file_exists", data("a", "b"), None, {"filename": "/none/at/all"}),
+    "an option in a list": ("compare_pdfs", data("a", "b"), None, {"pdf2_path": [["{secret}"]]}),
+    "an option's key": ("compare_pdfs", data("a", "b"), None, {"pdf2_path": {"{secret}": 1}}),
+    "an argument's key": ("compare_pdfs", data("a", "b"), rule({"{secret}": 1}), {}),
+    "an option of a C library": ("compare_audios", data("a", "b"), None, {"audio_path_2": "{secret}"}),
+    "another option of a C library": ("compare_videos", data("a", "b"), None, {"video_path2": "{secret}"}),
+    "SQL in an option": (
+        "run_sqlite3", rule(":memory:"), None, {"rules": {"sql": "ATTACH DATABASE '{secret}' AS a"}},
+    ),
+    "an option that Python opens": ("compare_text_file", data("a", "b"), None, {"expected": "{secret}"}),
 }  # fmt: skip
 
 
@@ -137,6 +150,37 @@ def test_no_evaluator_reads_another_file_of_this_host(name, folder, caplog):
 def test_what_the_task_may_read_still_scores(folder):
     assert outcome({"func": "compare_text_file", "result": A_FILE, "expected": data("a", "b")}, folder) == 1.0
     assert outcome({"func": "compare_text_file", "result": A_FILE, "expected": data("b", "c")}, folder) == 0.0
+
+
+def test_a_file_beside_the_result_may_be_asked_for(folder):
+    def score(name):
+        (folder / "there").mkdir(exist_ok=True)
+        (folder / "there/a.txt").touch()
+        result = {"type": "cache_file", "path": "there"}
+        return outcome({"func": "check_file_exists", "result": result, "options": {"filename": name}}, folder)
+
+    assert score("a.txt") == 1.0
+    assert score("b.txt") == 0.0
+
+
+def test_a_link_that_an_archive_left_is_not_asked_for(folder, caplog):
+    (folder / "link").symlink_to(folder.parent)
+    evaluator = {
+        "func": "check_file_exists",
+        "result": data("a", "b"),
+        "options": {"filename": "../link/secret.txt"},
+    }
+    assert "it may not read" in refused(evaluator, folder, caplog)
+
+
+def test_rules_may_name_files_of_the_guest_and_expressions(folder):
+    path = "/home/user/../user/Documents"
+    (folder / "a.json").write_text(json.dumps({"folder": path}))
+    rules = {"expect": [{"key": ["folder"], "method": "re", "ref": "^/home/.+/Doc"},
+                        {"key": ["folder"], "method": "eq", "ref": path}]}  # fmt: skip
+    both = {"func": "check_json", "result": {"type": "cache_file", "path": "a.json"}}
+    assert outcome({**both, "expected": rule(rules)}, folder) == 1.0
+    assert outcome({**both, "options": {"rules": rules}}, folder) == 1.0
 
 
 def archive_with(folder, *members):
@@ -430,10 +474,11 @@ from arpo.desktop.addresses import AddressPolicy
 from arpo.desktop.evaluator_messages import MetricCall, Order
 from arpo.desktop.evaluator_worker import confined
 secret = {str(folder.parent / "secret.txt")!r}
-calls = [("compare_text_file", (secret, secret)), ("check_libre_locale", (secret, {{"locale_set": ["en"]}})),
-         ("run_sqlite3", (":memory:", {{"sql": "attach '" + secret + "' as a"}}))]
-for name, arguments in calls:
-    reply = confined(Order(MetricCall(name, arguments, {{}}, {str(folder)!r}), AddressPolicy()), Path.cwd())
+calls = [("compare_text_file", (secret, secret), {{}}), ("check_libre_locale", (secret, {{"locale_set": ["en"]}}), {{}}),
+         ("run_sqlite3", (":memory:", {{"sql": "attach '" + secret + "' as a"}}), {{}}),
+         ("check_libre_locale", (), {{"config_file": secret, "rules": {{"locale_set": ["en"]}}}})]
+for name, arguments, options in calls:
+    reply = confined(Order(MetricCall(name, arguments, options, {str(folder)!r}), AddressPolicy()), Path.cwd())
     print(reply.refused, reply.reason)
 """
     result = subprocess.run(
@@ -444,7 +489,7 @@ for name, arguments in calls:
         cwd=folder,
     )
     lines = result.stdout.splitlines()
-    assert len(lines) == 3, result.stderr
+    assert len(lines) == 4, result.stderr
     assert all(line.startswith("True it may not ") for line in lines)
     assert SECRET not in result.stdout
 
@@ -467,6 +512,24 @@ def test_every_metric_that_hands_a_path_to_c_code_has_its_arguments_checked():
         )
 
     assert {name for name in METRICS if reaches(name, set())} == TAKES_PATHS
+
+
+def test_every_parameter_of_those_metrics_is_a_path_a_name_or_known_to_be_data():
+    paths = {
+        "actual_config_path", "audio_path_1", "audio_path_2", "config_file", "directory", "expected", "file_path",
+        "filename", "gold_path", "image1", "image2", "image_path", "pdf1_path", "pdf2_path", "pred_path", "result",
+        "src_path", "tgt_path", "video_path1", "video_path2",
+    }  # fmt: skip
+    data = {"is_yaml", "line_number", "max_frames_to_check", "rule", "rules", "threshold"}
+    named = {
+        parameter.name
+        for metric in TAKES_PATHS
+        for parameter in inspect.signature(osworld.load_metric(metric)).parameters.values()
+        if parameter.kind is not parameter.VAR_KEYWORD
+    }
+    assert named <= paths | data
+    assert data == confinement._DATA - {"file_type"}
+    assert not confinement._DATA & paths
 
 
 def test_a_reply_carries_plain_data_only():

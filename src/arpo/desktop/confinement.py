@@ -3,7 +3,7 @@
 Metrics and getters are OSWorld's own code and open whatever path a task, or the guest, hands them. Two walls:
 an audit hook sees what Python code does and says what it refused; Landlock, where the kernel has it, stops what
 happens below Python (C libraries, programs). What a C library opens would fail there without a word, so the metrics
-that hand a path to one have their arguments checked beforehand.
+that hand a path to one have their arguments and options checked beforehand.
 
 This holds evaluators that are careless with paths, not evaluators that attack this process.
 
@@ -14,11 +14,12 @@ read or written in a call whose `Guard.refused` stayed empty.
 from __future__ import annotations
 
 import errno
+import inspect
 import os
 import re
 import sys
 import sysconfig
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -33,6 +34,14 @@ TAKES_PATHS = frozenset({
     "compare_triangle_positions", "compare_videos", "run_sqlite3",
 })  # fmt: skip
 """Metrics that hand a path to a C library, or only ask whether it is there; neither can be seen from Python."""
+
+_DATA = frozenset(
+    {"file_type", "is_yaml", "line_number", "max_frames_to_check", "rule", "rules", "threshold"}
+)
+"""Their parameters that are compared with and never opened: they may well name files of the guest."""
+
+_NAMES = frozenset({"file_path", "filename"})
+"""Parameters of `check_file_exists` and options of `compare_archive` that are joined to one of the paths."""
 
 _PROGRAMS = frozenset({
     "file", "which", "xwdtopnm", "pnmtopng", "fpcalc", "node",  # what metrics and Playwright start
@@ -88,23 +97,33 @@ class Guard:
         self._allow = allow
         self._any_program = any_program
 
-    def check_arguments(self, metric: str, arguments: tuple[object, ...]) -> None:
-        """Refuse a path outside the episode's folder in what a metric of `TAKES_PATHS` is given.
+    def check_arguments(
+        self,
+        name: str,
+        metric: Callable[..., object],
+        arguments: tuple[object, ...],
+        options: Mapping[str, object],
+    ) -> None:
+        """Refuse what leads outside the episode's folder in what a metric of `TAKES_PATHS` is given.
 
-        Raises PermissionError.
+        Arguments are judged by the parameter that takes them: an option can stand for any argument. Raises
+        PermissionError.
         """
-        if metric not in TAKES_PATHS:
+        if name not in TAKES_PATHS:
             return
-        for argument in arguments:
-            for value in argument if isinstance(argument, list | tuple) else (argument,):
-                if isinstance(value, str) and value != _IN_MEMORY and not self._of_episode(value):
-                    self._refuse(f"read {value!r:.200}")
-                if (
-                    metric == "run_sqlite3"
-                    and isinstance(value, dict)
-                    and _ATTACHES.search(str(value.get("sql")))
-                ):
-                    self._refuse("open other databases in its SQL")
+        try:
+            given = dict(_by_parameter(metric, arguments, options))
+        except TypeError:  # calling it fails with the same words
+            return
+        paths = [text for key, value in given.items() if key not in _DATA | _NAMES for text in _texts(value)]
+        for path in paths:
+            if path != _IN_MEMORY and not self._of_episode(path):
+                self._refuse(f"read {path!r:.200}")
+        for joined in (text for key in _NAMES & given.keys() for text in _texts(given[key])):
+            if not all(self._of_episode(str(Path(path, joined))) for path in (*paths, self._folder or "")):
+                self._refuse(f"read {joined!r:.200}")
+        if name == "run_sqlite3" and any(map(_ATTACHES.search, _texts(given.get("rules")))):
+            self._refuse("open other databases in its SQL")
 
     def confine_thread(self, *, network: bool) -> None:
         """Let the kernel hold the calling thread to the same limits, for good, where it can. Raises OSError."""
@@ -261,6 +280,29 @@ def _software() -> tuple[str, ...]:
         else ()
     )
     return tuple(dict.fromkeys(_real(path) for path in (*python, *imported, *_SYSTEM, *fonts)))
+
+
+def _by_parameter(
+    metric: Callable[..., object], arguments: tuple[object, ...], options: Mapping[str, object]
+) -> Iterator[tuple[str, object]]:
+    """What each parameter of a call is given; options without one count by their own names. Raises TypeError."""
+    signature = inspect.signature(metric)
+    for name, value in signature.bind_partial(*arguments, **options).arguments.items():
+        if signature.parameters[name].kind is inspect.Parameter.VAR_KEYWORD:
+            yield from value.items()
+        else:
+            yield name, value
+
+
+def _texts(value: object) -> Iterator[str]:
+    """Every string in a value, keys included: some metrics iterate over whatever they are given."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        yield from _texts((*value.keys(), *value.values()))
+    elif isinstance(value, list | tuple | set | frozenset):
+        for item in value:
+            yield from _texts(item)
 
 
 def _path(value: object) -> str | None:

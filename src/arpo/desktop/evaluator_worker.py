@@ -138,7 +138,7 @@ def _perform(call: MetricCall | GetterCall, guard: Guard) -> Answer | Failure:
         if isinstance(call, MetricCall):
             osworld.check_program(call.name)
             metric = osworld.load_metric(call.name)
-            guard.check_arguments(call.name, call.arguments)
+            guard.check_arguments(call.name, metric, call.arguments, call.options)
             value = metric(*call.arguments, **call.options)
         else:
             value = osworld.load_getter(call.kind)(_Env(call.guest), call.config)
