@@ -213,12 +213,23 @@ def test_what_is_no_action_costs_the_format_reward_and_touches_no_desktop(tmp_pa
     assert serve(tmp_path, story).executed == []
 
 
+def test_a_prediction_without_end_is_no_action_and_is_kept_only_in_part(tmp_path) -> None:
+    async def story(server, one, two) -> None:
+        await call(one, "reset", RESET)
+        assert await step(one, CLICK + " " * 200_000) == {**OVER, "format_reward": -1.0}
+        said = (await call(one, "history_messages"))["history_messages"][-1]["content"][0]["text"]
+        assert said.startswith("Thought: There.")
+        assert len(said) < 100_100
+        assert await call(one, "evaluate") == 1.0
+
+    assert serve(tmp_path, story).executed == []
+
+
 def test_without_a_reset_there_is_no_episode(tmp_path) -> None:
     async def story(server, one, two) -> None:
         problem(await one.post("/env/step", json={"prediction": CLICK}), 409, "lease_lost")
         problem(await one.post("/env/evaluate", json={}), 409, "lease_lost")
         assert await call(one, "history_messages") == {"history_messages": []}
-        problem(await one.post("/env/reset", json={"task_config": {"id": "x"}}), 422, "invalid_task")
         problem(await one.post("/env/reset", json={}), 422, "invalid_request")
         problem(await one.post("/env/step", json={"prediction": 7}), 422, "invalid_request")
 
@@ -420,6 +431,51 @@ def test_a_reset_that_fails_is_done_without_messages_and_is_never_scored(tmp_pat
         assert not (await call(one, "reset", RESET))["is_done"]
 
     serve(tmp_path, story, Script(reset=lambda desktop: failures.pop(0)))
+
+
+WRONG_TASKS = [
+    ({"id": "x"}, "instruction: field required"),
+    (
+        {**TASK, "evaluator": {"func": "exact_mach", "result": {"type": "rule"}}},
+        "unknown metric 'exact_mach'",
+    ),
+    ({}, "id: field required"),
+    ({**TASK, "id": "é\nForged: 1\r"}, "id: "),
+]
+
+
+@pytest.mark.parametrize(("task", "reason"), WRONG_TASKS)
+def test_a_task_that_is_wrong_is_a_reset_that_failed_and_the_reason_is_told(
+    tmp_path, caplog, task, reason: str
+) -> None:
+    async def story(server, one, two) -> None:
+        reply = await one.post("/env/reset", json={"task_config": task})
+        assert (reply.status_code, reply.json()) == (200, OVER)
+        assert reply.headers["arpo-problem"].startswith("invalid_task: task_config: ")
+        assert reason in reply.headers["arpo-problem"]
+        (logged,) = (r.getMessage() for r in caplog.records if "legacy reset" in r.getMessage())
+        assert logged.isprintable()
+        for name, body in (("evaluate", {}), ("step", {"prediction": CLICK})):
+            found = problem(await one.post(f"/env/{name}", json=body), 422, "invalid_task")
+            assert (found.fault.value, reason in found.detail) == ("client", True)
+        opened = await one.post("/env/reset", json=RESET)
+        assert not opened.json()["is_done"]
+        assert "arpo-problem" not in opened.headers
+        await one.post("/env/reset", json={"task_config": task})
+        await free(server)
+
+    assert serve(tmp_path, story).resets == ["t"]
+
+
+def test_why_a_reset_failed_is_one_short_line_of_a_header(tmp_path) -> None:
+    why = ProblemError(ProblemCode.SETUP_FAILED, "keine Datei\nSet-Cookie: é\x1b[2J" + "x" * 100_000)
+
+    async def story(server, one, two) -> None:
+        found = (await one.post("/env/reset", json=RESET)).headers["arpo-problem"]
+        assert found.startswith("setup_failed: keine Datei?Set-Cookie: ??[2Jxxx")
+        assert len(found) < 600
+
+    serve(tmp_path, story, Script(reset=lambda desktop: why))
 
 
 def test_a_server_without_any_desktop_is_unavailable(tmp_path) -> None:

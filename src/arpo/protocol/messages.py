@@ -69,6 +69,9 @@ class SessionState(StrEnum):
 ONE_LINE = r"^[^\x00-\x1f\x7f-\x9f]*$"
 """Text that cannot forge a line of a log or drive a terminal."""
 
+MAX_IDLE_TIMEOUT_S = 3600.0
+"""The longest silence that a session may ask to outlive."""
+
 
 class ScreenshotOptions(_Message):
     """How screenshots are encoded.
@@ -86,7 +89,7 @@ class SessionOptions(_Message):
     """Options of one session."""
 
     screenshot: ScreenshotOptions = ScreenshotOptions()
-    idle_timeout_s: Annotated[float, Field(gt=0, le=3600)] = 120.0
+    idle_timeout_s: Annotated[float, Field(gt=0, le=MAX_IDLE_TIMEOUT_S)] = 120.0
     client_id: Annotated[str, Field(max_length=200, pattern=ONE_LINE)] = ""
 
 

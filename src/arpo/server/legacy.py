@@ -12,7 +12,7 @@ from pydantic import BaseModel
 
 import arpo
 from arpo.protocol.codec import JSON, encode
-from arpo.protocol.problems import ProblemCode
+from arpo.protocol.problems import ProblemCode, ProblemError
 from arpo.server.errors import REQUEST_PROBLEMS, problem_responses
 from arpo.server.legacy_messages import (
     LegacyHealth,
@@ -24,6 +24,15 @@ from arpo.server.legacy_messages import (
 from arpo.server.legacy_sessions import LegacySessions, LegacySettings
 from arpo.server.manager import SessionManager
 from arpo.server.replies import BEARER, Trainer
+
+FAILURE_HEADER = "Arpo-Problem"
+"""Response header of a reset that failed: its code and why, in one line."""
+
+_FAILURE_SCHEMA = {
+    "description": "Only of a reset that failed: its code and why, in one line.",
+    "schema": {"type": "string"},
+}
+_SHOWN = 500  # characters of the reason
 
 _EPISODE_PROBLEMS = (
     *REQUEST_PROBLEMS,
@@ -55,15 +64,16 @@ def legacy_routes(
         response_model=LegacyObservation,
         responses=problem_responses(
             *REQUEST_PROBLEMS,
-            ProblemCode.INVALID_TASK,
             ProblemCode.LEASE_LOST,
             ProblemCode.CAPACITY,
             ProblemCode.START_FAILED,
-        ),
+        )
+        | {200: {"headers": {FAILURE_HEADER: _FAILURE_SCHEMA}}},
     )
     async def env_reset(body: LegacyReset, request: Request, caller: Trainer) -> Response:
         """End the token's episode and begin one; waits for a desktop. When it fails, is_done is true at once."""
-        return _reply(await sessions.reset(caller, body.task_config, request.is_disconnected))
+        opened = await sessions.reset(caller, body.task_config, request.is_disconnected)
+        return _reply(opened.reply, headers=_why(opened.failure))
 
     @router.post(
         "/env/step",
@@ -114,5 +124,14 @@ def legacy_routes(
     return router
 
 
-def _reply(message: BaseModel) -> Response:
-    return Response(encode(message), media_type=JSON)
+def _reply(message: BaseModel, headers: dict[str, str] | None = None) -> Response:
+    return Response(encode(message), media_type=JSON, headers=headers)
+
+
+def _why(failure: ProblemError | None) -> dict[str, str]:
+    """The header that names a failure; these clients look at no body but that of an observation."""
+    if failure is None:
+        return {}
+    text = f"{failure.code.value}: {failure.problem.detail[:_SHOWN]}"
+    # Details quote tasks and guests: a header is one line of visible characters.
+    return {FAILURE_HEADER: "".join(c if " " <= c <= "~" else "?" for c in text)}

@@ -11,10 +11,17 @@ import re
 from base64 import b64encode
 from collections.abc import Sequence
 
+from arpo.agent.grammar import FormatError
 from arpo.agent.profiles import Profile
 from arpo.protocol.actions import TERMINAL, Action, CallUser, Fail
 from arpo.protocol.messages import Observation, Screenshot
-from arpo.server.legacy_messages import ImagePart, LegacyMessage, LegacyObservation, TextPart
+from arpo.server.legacy_messages import (
+    MAX_PREDICTION,
+    ImagePart,
+    LegacyMessage,
+    LegacyObservation,
+    TextPart,
+)
 
 _BARE_BOX = re.compile(r"\b((?:start|end)_box=)'(\([0-9, ]+\))'")
 
@@ -41,6 +48,8 @@ class LegacyEpisode:
 
     def plan(self, prediction: str) -> list[Action]:
         """The actions to perform for a prediction, at least one. Raises FormatError."""
+        if len(prediction) > MAX_PREDICTION:
+            raise FormatError(f"{len(prediction)} characters; {MAX_PREDICTION} are the most")
         actions = self._profile.parse(prediction, self._screen)[: self._left]
         # A policy that calls for a person gives the task up: OSWorld's FAIL, which is right where it cannot be done.
         return [Fail(reason="call_user") if isinstance(a, CallUser) else a for a in actions]
@@ -68,7 +77,7 @@ class LegacyEpisode:
 
     def _said(self, prediction: str) -> None:
         # Decoding drops the box tokens that the policy had sampled; its history must have them.
-        text = _BARE_BOX.sub(r"\1'<|box_start|>\2<|box_end|>'", prediction)
+        text = _BARE_BOX.sub(r"\1'<|box_start|>\2<|box_end|>'", prediction[:MAX_PREDICTION])
         self._history.append(_text("assistant", text))
 
 

@@ -10,7 +10,7 @@ MIN_PIXELS = 3_136
 MAX_PIXELS = 2_116_800
 
 MAX_PREDICTION = 100_000
-"""Characters; many times what a policy says in one turn."""
+"""Characters; many times what a policy says in one turn. A longer one is no action, and its history ends there."""
 
 _PICTURE: dict[str, Any] = {
     "type": "image",
@@ -87,7 +87,7 @@ class LegacyStep(_Wire):
         }
     )
 
-    prediction: Annotated[str, Field(max_length=MAX_PREDICTION)]
+    prediction: str
 
 
 class LegacyObservation(_Wire):

@@ -19,7 +19,14 @@ from typing import Any
 
 from arpo.agent.grammar import FormatError
 from arpo.agent.profiles import ProfileName, get_profile
-from arpo.protocol.messages import SessionCreated, SessionOptions, SessionState, StepReply, StepRequest
+from arpo.protocol.messages import (
+    MAX_IDLE_TIMEOUT_S,
+    SessionCreated,
+    SessionOptions,
+    SessionState,
+    StepReply,
+    StepRequest,
+)
 from arpo.protocol.problems import ConfigError, ProblemCode, ProblemError
 from arpo.server.callers import Caller
 from arpo.server.legacy_episode import LegacyEpisode
@@ -32,9 +39,6 @@ log = logging.getLogger(__name__)
 
 HungUp = Callable[[], Awaitable[bool]]
 """Whether the client of a request is known to be gone."""
-
-MAX_IDLE_S = 3600.0
-"""The longest idle time-out that a session may have (`SessionOptions`)."""
 
 _POLL_S = 25.0
 _PAUSE_S = 0.5
@@ -55,10 +59,18 @@ class LegacySettings:
     reset_limit_s: float = 1140.0
 
     def __post_init__(self) -> None:
-        if not 0 < self.idle_timeout_s <= MAX_IDLE_S:
+        if not 0 < self.idle_timeout_s <= MAX_IDLE_TIMEOUT_S:
             raise ConfigError(
-                f"legacy idle time-out {self.idle_timeout_s:g} s; fix: more than 0 and at most {MAX_IDLE_S:g} s"
+                f"legacy idle time-out {self.idle_timeout_s:g} s; fix: more than 0 and at most {MAX_IDLE_TIMEOUT_S:g} s"
             )
+
+
+@dataclass(frozen=True)
+class Opened:
+    """How a reset ended. failure: why there is no episode."""
+
+    reply: LegacyObservation
+    failure: ProblemError | None = None
 
 
 @dataclass(eq=False)
@@ -76,9 +88,8 @@ class _Attempt:
 
     caller: Caller
     document: dict[str, Any]
-    task: Task
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
-    opened: LegacyObservation | None = None
+    opened: Opened | None = None
     failure: ProblemError | None = None
     session: SessionCreated | None = None
     episode: LegacyEpisode | None = None
@@ -98,22 +109,18 @@ class LegacySessions:
         self._profile = get_profile(settings.profile, min_pixels=MIN_PIXELS, max_pixels=MAX_PIXELS)
         self._attempts: dict[str, _Attempt] = {}
 
-    async def reset(self, caller: Caller, document: dict[str, Any], hung_up: HungUp) -> LegacyObservation:
+    async def reset(self, caller: Caller, document: dict[str, Any], hung_up: HungUp) -> Opened:
         """End the caller's episode and begin one of a task; waits for a free desktop and its reset.
 
-        The same reset, asked for again while it runs, joins it. A reset that fails is answered as an episode that is
-        over, without messages. Raises invalid_task, start_failed, lease_lost (another reset came) or, when the server
-        is stopping, capacity.
+        The same reset, asked for again while it runs, joins it. A reset that fails, for a task that is wrong, too, is
+        answered as an episode that is over, without messages. Raises start_failed, lease_lost (another reset came) or,
+        when the server is stopping, capacity.
         """
-        try:
-            task = parse_task(document, "task_config")
-        except ConfigError as error:
-            raise ProblemError(ProblemCode.INVALID_TASK, str(error)) from error
         attempt = self._attempts.get(caller.name)
         if attempt is None or attempt.opened is not None or attempt.document != document:
             if attempt is not None:
                 self._forget(attempt)
-            attempt = self._attempts[caller.name] = _Attempt(caller, document, task)
+            attempt = self._attempts[caller.name] = _Attempt(caller, document)
         with self._request(attempt):
             async with attempt.lock:
                 if attempt.opened is None:
@@ -159,12 +166,15 @@ class LegacySessions:
 
     # Reset
 
-    async def _open(self, attempt: _Attempt, hung_up: HungUp) -> LegacyObservation:
+    async def _open(self, attempt: _Attempt, hung_up: HungUp) -> Opened:
         limit_s = self._settings.reset_limit_s
         try:
+            task = parse_task(attempt.document, "task_config")
             async with asyncio.timeout(limit_s):
-                attempt.session = await self._leased(attempt, hung_up)
-                await self._begin(attempt, attempt.session)
+                attempt.session = await self._leased(attempt, task, hung_up)
+                await self._begin(attempt, task, attempt.session)
+        except ConfigError as error:
+            attempt.failure = ProblemError(ProblemCode.INVALID_TASK, str(error))
         except TimeoutError:
             self._release(attempt)
             attempt.failure = ProblemError(
@@ -176,27 +186,30 @@ class LegacySessions:
                 raise
             attempt.failure = error
         if attempt.episode is not None:
-            return attempt.episode.observation()
+            return Opened(attempt.episode.observation())
         log.warning(
-            "legacy reset of %s to task %s: %s", attempt.caller.name, attempt.task.id, attempt.failure
+            "legacy reset of %s to task %.200r failed: %r",
+            attempt.caller.name,
+            attempt.document.get("id"),
+            str(attempt.failure),
         )
-        return LegacyObservation(obs_messages=None, is_done=True)
+        return Opened(LegacyObservation(obs_messages=None, is_done=True), attempt.failure)
 
-    async def _leased(self, attempt: _Attempt, hung_up: HungUp) -> SessionCreated:
+    async def _leased(self, attempt: _Attempt, task: Task, hung_up: HungUp) -> SessionCreated:
         """A session, once there is a desktop for it: these clients do not know that a server can be full."""
         options = SessionOptions(idle_timeout_s=self._settings.idle_timeout_s, client_id="legacy")
         while True:
             self._check_current(attempt)
             self._manager.check_open()
             try:
-                return self._manager.create(attempt.task, options, attempt.caller)
+                return self._manager.create(task, options, attempt.caller)
             except ProblemError as error:
                 if error.code is not ProblemCode.CAPACITY or await hung_up():
                     raise
                 pause_s = error.problem.retry_after_s or _PAUSE_S
             await asyncio.sleep(pause_s)
 
-    async def _begin(self, attempt: _Attempt, session: SessionCreated) -> None:
+    async def _begin(self, attempt: _Attempt, task: Task, session: SessionCreated) -> None:
         """Wait for the session's reset; the episode begins with its first screenshot."""
         view = await self._manager.view(session.session_id, attempt.caller, _POLL_S)
         while view.state is SessionState.RESETTING:
@@ -208,7 +221,7 @@ class LegacySessions:
         attempt.episode = LegacyEpisode(
             self._profile,
             self._settings.max_steps,
-            attempt.task.instruction,
+            task.instruction,
             view.observation.screenshot,
         )
 
