@@ -77,6 +77,16 @@ def test_the_name_table_equals_the_installed_package():
             "evaluator.result: a list, but func is one name; give an object",
         ),
         ({"evaluator": {**EXACT, "conj": "xor"}}, "evaluator.conj: input should be 'and' or 'or'"),
+        (
+            {"id": "a\nWARNING forged"},
+            "id: it has characters that do not print",
+        ),
+        (
+            {"id": "\x1b]0;title\x07"},
+            "id: it has characters that do not print",
+        ),
+        ({"id": "a\u2028b"}, "id: it has characters that do not print"),
+        ({"id": "a\u202eb"}, "id: it has characters that do not print"),
         ({"instruction": ""}, "instruction: string should have at least 1 character"),
         ({"evaluator": {"func": 3}}, "evaluator.func: input should be a valid string"),
     ],
@@ -86,6 +96,13 @@ def test_an_invalid_task_is_refused_with_file_field_and_reason(changes, message)
         parse_task(document(**changes), "suites/x/examples/calc/a.json")
     assert str(caught.value).startswith(f"suites/x/examples/calc/a.json: {message}")
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "name", ["bb5e4c0d-f964-439c-97b6-bdb9747de3f4", "calc-sum-column", "Überweisung 2/3", "x" * 200]
+)
+def test_an_id_is_any_line_of_text(name):
+    assert parse_task(document(id=name), "task").id == name
 
 
 def test_an_infeasible_task_needs_no_getter():

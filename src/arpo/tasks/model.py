@@ -7,14 +7,20 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from arpo.tasks.limits import MAX_INSTRUCTION, MAX_NAME, MAX_STEPS
 
 INFEASIBLE = "infeasible"
 """The evaluator of tasks that cannot be done: 1 only if the agent's last action says so."""
+
+
+def _one_line(text: str) -> str:
+    if not text.isprintable():
+        raise ValueError("it has characters that do not print; give one line of plain text")
+    return text
 
 
 class SetupStep(BaseModel):
@@ -97,7 +103,7 @@ class Task(BaseModel):
 
     model_config = ConfigDict(extra="allow")
 
-    id: str = Field(min_length=1, max_length=MAX_NAME)
+    id: Annotated[str, Field(min_length=1, max_length=MAX_NAME), AfterValidator(_one_line)]
     instruction: str = Field(min_length=1, max_length=MAX_INSTRUCTION)
     config: list[SetupStep] = Field(default_factory=list, max_length=MAX_STEPS)
     evaluator: Evaluator

@@ -109,7 +109,7 @@ def _readable(error: ValidationError) -> Iterator[str]:
         parts = [_part(part) for part in one["loc"]]
         while parts and parts[-1].startswith(_UNION_TAGS):
             parts.pop()
-        yield f"{'.'.join(parts)}: {one['msg'].lower()}"
+        yield f"{'.'.join(parts)}: {one['msg'].removeprefix('Value error, ').lower()}"
 
 
 def _part(part: int | str) -> str:
