@@ -13,7 +13,10 @@ from urllib.parse import quote, urlsplit
 import httpx
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
+from arpo.guest_client.answers import MAX_TREE_BYTES, Bound, read_body
 from arpo.providers.base import Guest
+
+_TABS = Bound(MAX_TREE_BYTES, "the list of Chromium's tabs")
 
 _PORTS_INSIDE = (9222, 1337)
 _ASK_INSIDE = """
@@ -96,10 +99,15 @@ class DevTools:
 
     async def _ask_at(self, address: str, method: str, path: str) -> str:
         try:
-            async with httpx.AsyncClient(timeout=5.0, trust_env=False) as client:  # no proxy leads to a guest
-                response = await client.request(method, f"http://{address}{path}")
+            # No proxy leads to a guest.
+            async with (
+                httpx.AsyncClient(
+                    timeout=5.0, trust_env=False, headers={"Accept-Encoding": "identity"}
+                ) as client,
+                client.stream(method, f"http://{address}{path}") as response,
+            ):
                 response.raise_for_status()
-                return response.text
+                return (await read_body(response, _TABS)).decode("utf-8", "replace")
         except httpx.HTTPError as error:
             raise DevToolsError(f"Chromium's DevTools at {address} do not answer: {error}") from error
 

@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
-import json
+import io
 import time
 from collections.abc import Sequence
 from typing import Any
 
 import httpx
+from pydantic import TypeAdapter
+from typing_extensions import TypedDict  # pydantic wants it before Python 3.12
 
+from arpo.guest_client.answers import (
+    MAX_FILE_BYTES,
+    MAX_TEXT_BYTES,
+    MAX_TREE_BYTES,
+    REST,
+    SCREENSHOT,
+    Answer,
+    Bound,
+    read_body,
+)
 from arpo.guest_client.base import CommandResult, GuestError, GuestFileMissing, Settle
 from arpo.protocol.actions import ACTIONS, TERMINAL, Action, Drag, Scroll, Type, Wait
 from arpo.telemetry.phases import add_phase, phase
@@ -18,15 +30,41 @@ _READ_S = 30.0
 _OPEN_FILE_S = 90.0
 _ACCESSIBILITY_S = 90.0
 
+_PRINTED = Bound(MAX_TEXT_BYTES, "what the command printed")
+_TERMINAL = Bound(MAX_TEXT_BYTES, "the terminal's text")
+_ACCESSIBILITY = Bound(MAX_TEXT_BYTES, "the accessibility tree")
+
+
+class _Settled(TypedDict):
+    seconds: float
+
+
+class _TerminalText(TypedDict):
+    output: str | None
+
+
+class _AccessibilityTree(TypedDict):
+    AT: str
+
+
+_SETTLED = TypeAdapter(_Settled)
+_RESULT = TypeAdapter(CommandResult)
+_TERMINAL_TEXT = TypeAdapter(_TerminalText)
+_ACCESSIBILITY_TREE = TypeAdapter(_AccessibilityTree)
+
 
 class HttpGuestClient:
-    """Implements `GuestClient` over the guest server's routes. Any transport error or refusal is a `GuestError`."""
+    """Implements `GuestClient` over the guest server's routes.
+
+    Any transport error, refusal, or answer that is too large (`answers`) is a `GuestError`.
+    """
 
     def __init__(self, *, uds: str | None = None, base_url: str = "http://guest") -> None:
         self._http = httpx.AsyncClient(
             base_url=base_url,
             transport=httpx.AsyncHTTPTransport(uds=uds, limits=httpx.Limits(max_connections=None)),
             timeout=_timeout(_READ_S),
+            headers={"Accept-Encoding": "identity"},
             trust_env=False,  # a guest is never behind a proxy
         )
 
@@ -36,7 +74,7 @@ class HttpGuestClient:
 
     async def screenshot(self) -> bytes:
         """The screen as PNG, with the mouse cursor."""
-        return (await self._call("GET", "/screenshot")).content
+        return (await self._call("GET", "/screenshot", bound=SCREENSHOT)).body
 
     async def act(self, actions: Sequence[Action], settle: Settle) -> None:
         """Perform actions in order, then wait until the screen is quiet."""
@@ -47,7 +85,7 @@ class HttpGuestClient:
         answer = await self._call(
             "POST", "/arpo/act", json=body, read_s=_READ_S + settle.ceiling_s + _duration_s(actions)
         )
-        settling_s = float(answer.json()["seconds"])
+        settling_s = answer.parsed(_SETTLED)["seconds"]
         add_phase("act", time.monotonic() - start - settling_s)
         add_phase("settle", settling_s)
 
@@ -62,8 +100,8 @@ class HttpGuestClient:
     ) -> CommandResult:
         """Run a command to its end. `GuestError` when it cannot be run or does not end in time."""
         body = {"command": _command(command), "shell": shell, "timeout": timeout_s}
-        answer = (await self._call("POST", "/execute", json=body, read_s=timeout_s + _READ_S)).json()
-        return CommandResult(answer["returncode"], answer["output"], answer["error"])
+        answer = await self._call("POST", "/execute", json=body, read_s=timeout_s + _READ_S, bound=_PRINTED)
+        return answer.parsed(_RESULT)
 
     async def launch(self, command: str | Sequence[str], *, shell: bool = False) -> None:
         """Start a program and do not wait for it."""
@@ -83,30 +121,36 @@ class HttpGuestClient:
 
     async def read_file(self, path: str) -> bytes:
         """A file's content. Raises `GuestFileMissing`."""
-        response = await self._call("POST", "/file", data={"file_path": path}, also=(404,))
-        if response.status_code == 404:
+        bound = Bound(MAX_FILE_BYTES, path)
+        answer = await self._call("POST", "/file", data={"file_path": path}, also=(404,), bound=bound)
+        if answer.status == 404:
             raise GuestFileMissing(path)
-        return response.content
+        return answer.body
 
     async def write_file(self, path: str, data: bytes) -> None:
         """Write a file, making its folders."""
         form = {"file_path": path}
-        await self._call("POST", "/setup/upload", data=form, files={"file_data": ("file", data)})
+        content = ("file", io.BytesIO(data))  # sent in chunks; bytes would go in one, and others would wait
+        await self._call("POST", "/setup/upload", data=form, files={"file_data": content})
 
     async def list_directory(self, path: str) -> dict[str, object]:
         """OSWorld's directory tree of `path`."""
-        response = await self._call("POST", "/list_directory", json={"path": path})
-        tree: dict[str, object] = response.json()["directory_tree"]
+        bound = Bound(MAX_TREE_BYTES, f"the directory tree of {path}")
+        listed = (await self._call("POST", "/list_directory", json={"path": path}, bound=bound)).json()
+        tree = listed.get("directory_tree") if isinstance(listed, dict) else None
+        if not isinstance(tree, dict):
+            raise GuestError(f"the guest answered no directory tree of {path}")
         return tree
 
     async def terminal_output(self) -> str | None:
         """The text of the active terminal window, if there is one."""
-        output: str | None = (await self._call("GET", "/terminal", read_s=_ACCESSIBILITY_S)).json()["output"]
-        return output
+        answer = await self._call("GET", "/terminal", read_s=_ACCESSIBILITY_S, bound=_TERMINAL)
+        return answer.parsed(_TERMINAL_TEXT)["output"]
 
     async def accessibility_tree(self) -> str:
         """The accessibility tree as OSWorld's XML (seconds; only on request)."""
-        return str((await self._call("GET", "/accessibility", read_s=_ACCESSIBILITY_S)).json()["AT"])
+        answer = await self._call("GET", "/accessibility", read_s=_ACCESSIBILITY_S, bound=_ACCESSIBILITY)
+        return answer.parsed(_ACCESSIBILITY_TREE)["AT"]
 
     async def close(self) -> None:
         """Release the connections; the guest goes on."""
@@ -114,22 +158,33 @@ class HttpGuestClient:
 
     async def _window(self, path: str, name: str, strict: bool, by_class: bool) -> bool:
         body = {"window_name": name, "strict": strict, "by_class": by_class}
-        return (await self._call("POST", path, json=body, also=(404,))).status_code == 200
+        return (await self._call("POST", path, json=body, also=(404,))).status == 200
 
     async def _call(
-        self, method: str, path: str, *, read_s: float = _READ_S, also: tuple[int, ...] = (), **content: Any
-    ) -> httpx.Response:
-        """Send a request; any status but 200 and those in `also` is an error."""
+        self,
+        method: str,
+        path: str,
+        *,
+        read_s: float = _READ_S,
+        also: tuple[int, ...] = (),
+        bound: Bound = REST,
+        **content: Any,
+    ) -> Answer:
+        """Send a request; any status but 200 and those in `also` is an error. bound: of an answer with status 200."""
         if self._http.is_closed:
             raise GuestError(f"{method} {path}: the guest was stopped")
         try:
-            response = await self._http.request(method, path, timeout=_timeout(read_s), **content)
+            async with self._http.stream(method, path, timeout=_timeout(read_s), **content) as response:
+                status = response.status_code
+                answer = Answer(status, await read_body(response, bound if status == 200 else REST))
         except httpx.HTTPError as error:
             reason = str(error) or type(error).__name__
             raise GuestError(f"{method} {path}: the guest does not answer: {reason}") from error
-        if response.status_code == 200 or response.status_code in also:
-            return response
-        raise GuestError(f"{method} {path}: {_reason(response)}")
+        except GuestError as error:
+            raise GuestError(f"{method} {path}: {error}") from error
+        if status == 200 or status in also:
+            return answer
+        raise GuestError(f"{method} {path}: {answer.reason()}")
 
 
 def _timeout(read_s: float) -> httpx.Timeout:
@@ -161,12 +216,3 @@ def _duration_s(actions: Sequence[Action]) -> float:
                 seconds += 0.5
         seconds += 1.0  # the guest lets programs keep up between two actions
     return seconds
-
-
-def _reason(response: httpx.Response) -> str:
-    """The guest's own words for a refusal."""
-    try:
-        message = json.loads(response.content)["message"]
-    except (ValueError, KeyError, TypeError):
-        message = response.text[:500]
-    return f"{response.status_code}: {message}"

@@ -21,9 +21,9 @@ from functools import cache
 from importlib import resources
 from typing import Any
 
-import httpx
 from PIL import Image, ImageChops
 
+from arpo.guest_client.answers import SCREENSHOT, Answer
 from arpo.guest_client.base import GuestError, Settle
 from arpo.guest_client.http import HttpGuestClient
 from arpo.protocol.actions import ACTIONS, TERMINAL, Action, Press, Type, Wait
@@ -55,7 +55,7 @@ class OsworldGuestClient(HttpGuestClient):
 
     async def health(self) -> None:
         """One screenshot. Raises `GuestError` when the guest does not serve (yet)."""
-        await self._call("GET", "/screenshot", read_s=10.0)
+        await self._call("GET", "/screenshot", read_s=10.0, bound=SCREENSHOT)
 
     async def act(self, actions: Sequence[Action], settle: Settle) -> None:
         """Perform actions in order, then wait until the screen is quiet."""
@@ -127,11 +127,9 @@ class OsworldGuestClient(HttpGuestClient):
         except GuestError:  # no wmctrl in this guest (Windows, ours): its route tells the truth
             return await super()._window(path, name, strict, by_class)
 
-    async def _call(
-        self, method: str, path: str, *, read_s: float = 30.0, also: tuple[int, ...] = (), **content: Any
-    ) -> httpx.Response:
+    async def _call(self, method: str, path: str, **how: Any) -> Answer:
         async with self._awake():
-            return await super()._call(method, path, read_s=read_s, also=also, **content)
+            return await super()._call(method, path, **how)
 
 
 @cache
@@ -179,21 +177,30 @@ def _batches(actions: Sequence[Action]) -> Iterator[list[Action] | Wait]:
 def _pieces(actions: Sequence[Action]) -> Iterator[Action]:
     for action in actions:
         if isinstance(action, Type):
-            for start in range(0, len(action.text), _MAX_TYPED):
-                yield Type(text=action.text[start : start + _MAX_TYPED])
+            text = action.text.replace("\r\n", "\n")  # cut in two it would press Enter twice
+            for start in range(0, len(text), _MAX_TYPED):
+                yield Type(text=text[start : start + _MAX_TYPED])
         else:
             yield action
 
 
 def _differ(one: bytes, other: bytes) -> bool:
-    """Whether two screenshots differ by more than a text caret."""
+    """Whether two screenshots differ by more than a text caret. Raises GuestError for what is no picture."""
     if one == other:
         return False
-    with Image.open(io.BytesIO(one)) as first, Image.open(io.BytesIO(other)) as second:
-        if first.size != second.size:
-            return True
-        box = ImageChops.difference(first.convert("RGB"), second.convert("RGB")).getbbox()
+    try:
+        box = _changed(one, other)
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise GuestError(f"the guest's screenshot is no picture: {error}") from error
     if box is None:
         return False
     left, top, right, bottom = box
     return right - left > _CARET_WIDTH or bottom - top > _CARET_HEIGHT
+
+
+def _changed(one: bytes, other: bytes) -> tuple[int, int, int, int] | None:
+    """The box around what changed: left, top, right, bottom."""
+    with Image.open(io.BytesIO(one)) as first, Image.open(io.BytesIO(other)) as second:
+        if first.size != second.size:
+            return (0, 0, *second.size)
+        return ImageChops.difference(first.convert("RGB"), second.convert("RGB")).getbbox()
