@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import selectors
 import shlex
 import subprocess
 import threading
@@ -15,10 +16,24 @@ from .windows import Windows
 
 Command = str | list[str]
 
+MAX_OUTPUT_BYTES = 4 * 2**20
+"""The most that a program run to its end may print, its two outputs together."""
+
+_CHUNK = 1 << 16
 _WINDOW_TIMEOUT_S = 60.0
 _PAINTED_QUIET_S = 0.25
 _PAINTED_CEILING_S = 5.0
 _UNTITLED_AFTER_S = 5.0  # a new window that does not name the file is taken for the right one after this
+
+
+class OutputTooLarge(Exception):  # noqa: N818 - the program's doing, not an error of the guest
+    """A program printed more than `MAX_OUTPUT_BYTES`.
+
+    Whoever asked gets no part of it: what an evaluator would make of half a text is a wrong score.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(f"it printed more than {MAX_OUTPUT_BYTES >> 20} MiB; send what it prints to a file")
 
 
 @dataclass(frozen=True)
@@ -42,7 +57,10 @@ def arguments(command: Command, *, shell: bool) -> Command:
 def execute(
     command: Command, *, shell: bool = False, timeout_s: float = 120.0, cwd: str | None = None
 ) -> Finished:
-    """Run a program to its end. Raises OSError, or subprocess.TimeoutExpired after killing it and its children."""
+    """Run a program to its end, that of its outputs.
+
+    Raises OSError, and subprocess.TimeoutExpired or OutputTooLarge after killing it and its children.
+    """
     process = subprocess.Popen(
         arguments(command, shell=shell),
         shell=shell,
@@ -53,12 +71,38 @@ def execute(
         start_new_session=True,
     )
     try:
-        output, error = process.communicate(timeout=timeout_s)
-    except subprocess.TimeoutExpired:
+        output, error = _outputs(process, timeout_s)
+    except (subprocess.TimeoutExpired, OutputTooLarge):
         os.killpg(process.pid, 9)
         process.wait()
         raise
     return Finished(process.returncode, output.decode("utf-8", "replace"), error.decode("utf-8", "replace"))
+
+
+def _outputs(process: subprocess.Popen[bytes], timeout_s: float) -> tuple[bytearray, bytearray]:
+    """What a process prints on its two pipes until both end, and the process too."""
+    deadline = time.monotonic() + timeout_s
+    output, error = bytearray(), bytearray()
+    if process.stdout is None or process.stderr is None:
+        raise RuntimeError("a process was started without the pipes asked for")
+    with process.stdout, process.stderr, selectors.DefaultSelector() as selector:
+        selector.register(process.stdout, selectors.EVENT_READ, output)
+        selector.register(process.stderr, selectors.EVENT_READ, error)
+        while selector.get_map():
+            ready = selector.select(max(0.0, deadline - time.monotonic()))
+            if not ready:
+                raise subprocess.TimeoutExpired(process.args, timeout_s)
+            for key, _ in ready:
+                data = os.read(key.fd, _CHUNK)
+                if not data:
+                    selector.unregister(key.fileobj)
+                key.data.extend(data)
+            if len(output) + len(error) > MAX_OUTPUT_BYTES:
+                raise OutputTooLarge
+            if time.monotonic() > deadline:  # one that never pauses is always ready
+                raise subprocess.TimeoutExpired(process.args, timeout_s)
+    process.wait(max(0.0, deadline - time.monotonic()))
+    return output, error
 
 
 class Launcher:

@@ -12,7 +12,7 @@ from typing import Any
 
 from . import accessibility, files
 from .machine import Machine
-from .programs import Finished, execute
+from .programs import Finished, OutputTooLarge, execute
 from .recording import Recorder
 from .terminal import terminal_text
 from .wallpaper import Wallpaper
@@ -20,6 +20,7 @@ from .web import Handler, HttpError, Request, Response, json_response, text_resp
 from .windows import Window
 
 _EXECUTE_TIMEOUT_S = 120.0
+_MAX_FILE_BYTES = 64 * 2**20  # the env-server reads no more of one
 
 # Routes after which a quiet desktop is as quiet as before.
 _ONLY_LOOKS = frozenset(
@@ -89,6 +90,8 @@ def _run(
         raise HttpError(
             500, f"not finished within {timeout_s:g} s: {command}", returncode=-1, output=""
         ) from None
+    except OutputTooLarge as error:
+        raise HttpError(413, f"ended: {error}: {command}", returncode=-1, output="") from None
     except (OSError, ValueError) as error:
         raise HttpError(500, str(error), returncode=-1, output="") from None
 
@@ -104,7 +107,10 @@ def _finished(result: Finished, *, status: str = "success", **extra: object) -> 
 
 
 def run_command(request: Request) -> Response:
-    """`/execute`: 200 with output, error and return code, whatever the code is; 500 when it could not be run."""
+    """`/execute`: 200 with output, error and return code, whatever the code is.
+
+    500 when it could not be run or did not end in time, 413 when it was ended because it printed too much.
+    """
     body = request.json()
     timeout_s = float(body.get("timeout") or _EXECUTE_TIMEOUT_S)
     return _finished(_run(_field(body, "command"), shell=bool(body.get("shell")), timeout_s=timeout_s))
@@ -126,12 +132,15 @@ def run_bash_script(request: Request) -> Response:
 
 
 def read_file(request: Request) -> Response:
-    """`/file`: a file's content; 404 when there is none."""
+    """`/file`: a file's content; 404 when there is none, 413 when it is too large."""
     path = files.resolve(_field(request.form, "file_path"))
-    try:
-        return Response(path.read_bytes(), "application/octet-stream")
-    except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
-        raise HttpError(404, f"File not found: {path}") from None
+    if not path.is_file():  # a device or a pipe might never end
+        raise HttpError(404, f"File not found: {path}")
+    with path.open("rb") as file:
+        content = file.read(_MAX_FILE_BYTES + 1)
+    if len(content) > _MAX_FILE_BYTES:
+        raise HttpError(413, f"larger than {_MAX_FILE_BYTES >> 20} MiB: {path}")
+    return Response(content, "application/octet-stream")
 
 
 def list_directory(request: Request) -> Response:
