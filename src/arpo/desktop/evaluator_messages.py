@@ -17,8 +17,10 @@ from typing import Any
 from arpo.desktop.addresses import AddressPolicy
 
 LENGTH = struct.Struct(">I")
-MAX_REPLY_BYTES = 256 * 2**20
-"""Larger replies are an error."""
+MAX_REPLY_BYTES = 16 * 2**20
+"""Larger replies are an error: the env-server holds them in memory."""
+MAX_REPLY_VALUES = 250_000
+"""So are those of more values, which take long to read though they have few bytes."""
 
 
 @dataclass(frozen=True)

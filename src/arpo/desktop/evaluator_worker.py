@@ -30,13 +30,23 @@ from typing import Any, BinaryIO
 
 from arpo.desktop import osworld
 from arpo.desktop.confinement import Guard, guarded
-from arpo.desktop.evaluator_messages import LENGTH, Answer, Failure, GetterCall, GuestView, MetricCall, Order
+from arpo.desktop.evaluator_messages import (
+    LENGTH,
+    MAX_REPLY_VALUES,
+    Answer,
+    Failure,
+    GetterCall,
+    GuestView,
+    MetricCall,
+    Order,
+)
 
 _PR_SET_PDEATHSIG = 1
 
 _GIB = 1 << 30
 _MAX_MEMORY = 4 * _GIB  # a file of the agent's may unfold into anything
 _MAX_FILE = _GIB
+_SCALARS: tuple[type[Any], ...] = (str, bytes, int, float)
 _MAX_REASON = 500  # characters of an exception that a failure repeats
 
 
@@ -157,20 +167,26 @@ def _perform(call: MetricCall | GetterCall, guard: Guard) -> Answer | Failure:
 
 def _plain(value: Any) -> Any:
     """The value in Python's own data types: libraries return subclasses and scalars of theirs."""
-    if value is None or isinstance(value, bool | complex | date | time | timedelta):
-        return value
-    scalars: tuple[type[Any], ...] = (str, bytes, int, float)
-    for kind in scalars:
-        if isinstance(value, kind):
-            return kind(value)
-    if isinstance(value, dict):
-        return {_plain(key): _plain(item) for key, item in value.items()}
-    for collection in (list, tuple, set, frozenset):
-        if isinstance(value, collection):
-            return collection(_plain(item) for item in value)
-    if hasattr(value, "tolist"):  # numpy's
-        return _plain(value.tolist())
-    raise TypeError(f"it returned a {type(value).__name__}, which is no plain data")
+    room = iter(range(MAX_REPLY_VALUES))
+
+    def plain(value: Any) -> Any:
+        if next(room, None) is None:
+            raise ValueError(f"it returned more than {MAX_REPLY_VALUES} values")
+        if value is None or isinstance(value, bool | complex | date | time | timedelta):
+            return value
+        for kind in _SCALARS:
+            if isinstance(value, kind):
+                return kind(value)
+        if isinstance(value, dict):
+            return {plain(key): plain(item) for key, item in value.items()}
+        for collection in (list, tuple, set, frozenset):
+            if isinstance(value, collection):
+                return collection(plain(item) for item in value)
+        if hasattr(value, "tolist"):  # numpy's
+            return plain(value.tolist())
+        raise TypeError(f"it returned a {type(value).__name__}, which is no plain data")
+
+    return plain(value)
 
 
 def _cut(error: Exception) -> str:

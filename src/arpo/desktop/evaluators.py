@@ -79,7 +79,7 @@ class _Worker:
         with contextlib.suppress(ProcessLookupError):
             self.process.kill()
         await self.process.wait()
-        self.folder.remove()
+        await asyncio.to_thread(self.folder.remove)
 
 
 class EvaluatorPool:
@@ -161,7 +161,7 @@ class EvaluatorPool:
 
 async def _start() -> _Worker:
     # Its own folder: some metrics write into the working directory. Its own small environment: they need no secrets.
-    scratch = ScratchFolder("arpo-evaluators-")
+    scratch = await asyncio.to_thread(ScratchFolder, "arpo-evaluators-")
     folder = str(scratch.path)
     environment = {name: os.environ[name] for name in _INHERITED if name in os.environ}
     process = await asyncio.create_subprocess_exec(

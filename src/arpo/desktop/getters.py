@@ -77,7 +77,7 @@ async def _cloud_file(config: Config, context: GetterContext) -> object:
     for url, name in _pairs(config):
         target = inside(context.cache_dir, name)
         if not target.exists():
-            target = store(context.cache_dir, name, await context.sources.fetch(url))
+            target = await store(context.cache_dir, name, await context.sources.fetch(url))
         copies.append(str(target))
     return _given(config, copies)
 
@@ -179,7 +179,7 @@ async def _copy(path: str, name: str, context: GetterContext) -> str | None:
         content = await context.guest.client.read_file(path)
     except GuestFileMissing:
         return None
-    return str(store(context.cache_dir, name, content))
+    return str(await store(context.cache_dir, name, content))
 
 
 def _pairs(config: Config) -> list[tuple[str, str]]:

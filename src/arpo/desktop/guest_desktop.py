@@ -112,7 +112,7 @@ class GuestDesktop:
 
         Raises ProblemError start_failed or reset_failed; then there is no guest, and the next call starts one.
         """
-        self._end_episode()
+        await self._end_episode()
         await self.start()
         if self._untouched:
             return
@@ -136,7 +136,7 @@ class GuestDesktop:
         desktop, setup_failed when it failed or took too long on this one, desktop_lost when the guest is gone.
         """
         await self.clean()
-        episode = self._episode = _Episode(task, self._episode_folder())
+        episode = self._episode = _Episode(task, await self._episode_folder())
         guest = self._running()
         self._untouched = False
         limit_s = self._timeouts.setup_s
@@ -201,11 +201,13 @@ class GuestDesktop:
 
     async def close(self) -> None:
         """Stop the guest and leave nothing behind."""
-        self._end_episode()
-        await self._abandon_guest()
-        if self._scratch is not None:
-            self._scratch.remove()
-            self._scratch = None
+        self._episode = None  # its folder goes with all others
+        try:
+            await self._abandon_guest()
+        finally:
+            scratch, self._scratch = self._scratch, None
+            if scratch is not None:
+                await asyncio.to_thread(scratch.remove)
         if self._owns_evaluators:
             await self._evaluators.close()
 
@@ -265,16 +267,16 @@ class GuestDesktop:
             raise ProblemError(ProblemCode.NOT_READY, "the desktop was not reset to a task")
         return self._episode
 
-    def _episode_folder(self) -> Path:
-        if self._scratch is None:
-            self._scratch = ScratchFolder("arpo-episodes-")
+    async def _episode_folder(self) -> Path:
+        if self._scratch is None:  # making it also removes what killed processes left
+            self._scratch = await asyncio.to_thread(ScratchFolder, "arpo-episodes-")
         return Path(tempfile.mkdtemp(dir=self._scratch.path))
 
-    def _end_episode(self) -> None:
+    async def _end_episode(self) -> None:
         episode, self._episode = self._episode, None
         if episode is not None:
             with contextlib.suppress(FileNotFoundError):
-                shutil.rmtree(episode.folder)
+                await asyncio.to_thread(shutil.rmtree, episode.folder)
 
 
 def _until_terminal(actions: Sequence[Action]) -> list[Action]:

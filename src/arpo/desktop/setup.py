@@ -148,7 +148,7 @@ async def _execute(
         result = await context.guest.client.execute(words, shell=shell)
         for name, text in ((stdout, result.output), (stderr, result.error)):
             if name:
-                store(context.cache_dir, name, text.encode())
+                await store(context.cache_dir, name, text.encode())
         if not until or _reached(until, result):
             return
         await asyncio.sleep(_POLL_S)

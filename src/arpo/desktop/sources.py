@@ -8,6 +8,7 @@ Invariants
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import contextlib
 import hashlib
@@ -23,8 +24,8 @@ from arpo.desktop.downloads import PublicTransport, Resolver, resolve
 from arpo.protocol.problems import ConfigError
 from arpo.tasks.files import SCHEME, builtin_suites, resolve_suite_url
 
-MAX_DOWNLOAD_BYTES = 2**30
-"""Larger downloads are refused."""
+MAX_DOWNLOAD_BYTES = 256 * 2**20
+"""Larger downloads are refused: one is held in memory until the guest has it."""
 
 _SHOWN = 200  # characters of a URL that a message repeats
 
@@ -75,7 +76,7 @@ class Sources:
         scheme = url.partition(":")[0].lower()
         if scheme == SCHEME.rstrip(":"):
             try:
-                return resolve_suite_url(url, self._suites).read_bytes()
+                return await asyncio.to_thread(resolve_suite_url(url, self._suites).read_bytes)
             except ConfigError as error:
                 raise SourceError(str(error), permanent=True) from error
         if scheme == "data":
@@ -89,7 +90,7 @@ class Sources:
     async def _download(self, url: str) -> bytes:
         kept = self._cache / hashlib.sha256(url.encode()).hexdigest() if self._cache else None
         if kept is not None and kept.exists():
-            return kept.read_bytes()
+            return await asyncio.to_thread(kept.read_bytes)
         content = bytearray()
         transport = PublicTransport(self._allow, self._resolver)
         try:
@@ -100,12 +101,13 @@ class Sources:
                 client.stream("GET", url) as response,
             ):
                 response.raise_for_status()
+                length = response.headers.get("Content-Length", "")
+                if length.isdecimal() and int(length) > MAX_DOWNLOAD_BYTES:
+                    raise _too_large(url)
                 async for chunk in response.aiter_bytes():
+                    if len(content) + len(chunk) > MAX_DOWNLOAD_BYTES:
+                        raise _too_large(url)
                     content += chunk
-                    if len(content) > MAX_DOWNLOAD_BYTES:
-                        raise SourceError(
-                            f"{_shown(url)}: larger than {MAX_DOWNLOAD_BYTES >> 20} MiB", permanent=True
-                        )
         except httpx.HTTPStatusError as error:
             status = error.response.status_code
             raise SourceError(
@@ -116,9 +118,10 @@ class Sources:
             raise SourceError(f"{_shown(url)}: {type(error).__name__}: {error}", permanent=wrong) from error
         except AddressRefused as error:
             raise SourceError(f"{_shown(url)}: {error}", permanent=True) from error
+        whole = bytes(content)
         if kept is not None:
-            _write_atomically(kept, bytes(content))
-        return bytes(content)
+            await asyncio.to_thread(_write_atomically, kept, whole)
+        return whole
 
 
 def inside(folder: Path, name: str) -> Path:
@@ -136,18 +139,26 @@ def inside(folder: Path, name: str) -> Path:
     return path
 
 
-def store(folder: Path, name: str, content: bytes) -> Path:
+async def store(folder: Path, name: str, content: bytes) -> Path:
     """Write a file under a task-given name into an episode's folder; returns where. Raises SourceError."""
     path = inside(folder, name)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(content)
+        await asyncio.to_thread(_write, path, content)
     except (FileExistsError, NotADirectoryError, IsADirectoryError) as error:
         raise SourceError(f"{name!r:.100} is both a file and a folder", permanent=True) from error
     except (OSError, ValueError) as error:  # a name that is too long, or a full disk
         reason = getattr(error, "strerror", None) or type(error).__name__
         raise SourceError(f"{name!r:.100} cannot be written: {reason}") from error
     return path
+
+
+def _write(path: Path, content: bytes) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content)
+
+
+def _too_large(url: str) -> SourceError:
+    return SourceError(f"{_shown(url)}: larger than {MAX_DOWNLOAD_BYTES >> 20} MiB", permanent=True)
 
 
 def _shown(url: str) -> str:
