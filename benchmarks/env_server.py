@@ -91,7 +91,9 @@ def main() -> None:
     parser.add_argument("--mbit-s", type=float, default=20.0)
     parser.add_argument("--rtt-ms", type=float, default=50.0)
     parser.add_argument("--no-desktops", action="store_true", help="leave out the xvfb desktops")
-    parser.add_argument("--quick", action="store_true", help="a few sessions and steps, no xvfb: does it work?")
+    parser.add_argument(
+        "--quick", action="store_true", help="a few sessions and steps, no xvfb: does it work?"
+    )
     parser.add_argument("--play", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.play is not None:

@@ -11,7 +11,6 @@ import logging
 import math
 import os
 import signal
-import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -44,6 +43,7 @@ from arpo.providers.registry import (
 )
 from arpo.server.legacy_access import NO_TOKEN, legacy_access
 from arpo.server.legacy_sessions import LegacySettings
+from arpo.server.logs import LogLevel, configure_logging
 from arpo.server.parent import parent_gone
 from arpo.server.pool import DesktopFactory
 from arpo.server.service import ServerSettings, bind, running_server
@@ -68,15 +68,6 @@ def _finite(seconds: float) -> float:
     if not math.isfinite(seconds):
         raise typer.BadParameter("not a number of seconds")
     return seconds
-
-
-class LogLevel(StrEnum):
-    """What is logged to stderr."""
-
-    debug = "debug"
-    info = "info"
-    warning = "warning"
-    error = "error"
 
 
 @dataclass(frozen=True)
@@ -252,7 +243,7 @@ def serve(
     GET /readyz says whether a desktop can be leased now, and why not.
     SIGTERM or Ctrl-C stops the server and its desktops.
     """
-    _configure_logging(log_level)
+    configure_logging(log_level)
     timeouts = Timeouts(
         start_s=start_timeout_s,
         reset_s=reset_timeout_s,
@@ -385,25 +376,6 @@ def _screen(text: str) -> tuple[int, int]:
             f"--screen {text!r} is no size; fix: width x height in pixels, e.g. --screen 1280x720"
         )
     return int(width), int(height)
-
-
-def _configure_logging(level: LogLevel) -> None:
-    logging.basicConfig(
-        level=level.value.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr
-    )
-    if level is not LogLevel.debug:
-        # Every screenshot is a request of the guest's client; uvicorn says nothing that is not said here.
-        for chatty in ("httpx", "uvicorn"):
-            logging.getLogger(chatty).setLevel(logging.WARNING)
-    logging.getLogger("uvicorn.access").addFilter(_without_query)
-
-
-def _without_query(record: logging.LogRecord) -> bool:
-    """Cut the query off what uvicorn logs of a request: somebody may have written a token there."""
-    if isinstance(record.args, tuple) and len(record.args) == 5:  # client, method, path, version, status
-        client, method, path, version, status = record.args
-        record.args = (client, method, str(path).partition("?")[0], version, status)
-    return True
 
 
 def main() -> None:
