@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from base64 import b64decode
 
 import httpx
@@ -223,6 +224,19 @@ def test_a_prediction_without_end_is_no_action_and_is_kept_only_in_part(tmp_path
         assert await call(one, "evaluate") == 1.0
 
     assert serve(tmp_path, story).executed == []
+
+
+def test_half_an_emoji_in_a_prediction_does_no_harm(tmp_path) -> None:
+    async def story(server, one, two) -> None:
+        await call(one, "reset", RESET)
+        body = json.dumps({"prediction": CLICK.replace("There", "\ud83d and \U0001f600")})
+        reply = await one.post("/env/step", content=body, headers={"Content-Type": "application/json"})
+        assert reply.status_code == 200
+        assert reply.json()["obs_messages"][3]["content"][0]["text"].startswith(
+            "Thought: \ufffd and \U0001f600."
+        )
+
+    assert len(serve(tmp_path, story).executed) == 1
 
 
 def test_without_a_reset_there_is_no_episode(tmp_path) -> None:

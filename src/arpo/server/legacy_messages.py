@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 MIN_PIXELS = 3_136
 MAX_PIXELS = 2_116_800
@@ -78,6 +78,11 @@ class LegacyReset(_Wire):
     task_config: dict[str, Any]
 
 
+def _unicode(text: str) -> str:
+    # JSON carries half a surrogate pair (a reply that was cut inside an emoji), the replies with the history do not.
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+
+
 class LegacyStep(_Wire):
     """Body of `POST /env/step`: what the policy said."""
 
@@ -87,7 +92,7 @@ class LegacyStep(_Wire):
         }
     )
 
-    prediction: str
+    prediction: Annotated[str, AfterValidator(_unicode)]
 
 
 class LegacyObservation(_Wire):
