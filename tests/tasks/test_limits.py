@@ -6,7 +6,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from arpo.protocol.codec import JSON, MSGPACK, encode
+from arpo.protocol.messages import CreateSession, SessionOptions
 from arpo.protocol.problems import ConfigError
+from arpo.server.app import HttpLimits
 from arpo.tasks import limits
 from arpo.tasks.osworld_names import GETTERS, METRICS, SETUP_STEPS
 from arpo.tasks.validate import file_problems, parse_task, read_task
@@ -93,8 +96,46 @@ def test_files_inside_a_task_have_a_limit_of_their_own():
         files = [{"url": "data:," + "x" * size, "path": "/a"}]
         return document(config=[{"type": "download", "parameters": {"files": files}}])
 
-    parse_task(with_files(2**24), "task")
-    assert "the task's files are larger than 16 MiB; serve them over HTTP" in refusal(with_files(2**25))
+    parse_task(with_files(6 * 2**20), "task")
+    assert "the task's files are larger than 5 MiB; serve them over HTTP" in refusal(with_files(7 * 2**20))
+
+
+def largest(build, most):
+    """The document of the largest accepted size, within a tenth."""
+    while limits.size_problem(build(most)) is not None:
+        most = most * 9 // 10
+    return build(most)
+
+
+@pytest.mark.parametrize(
+    ("item", "build"),
+    [
+        ("A", lambda size: "A" * size),
+        ("é", lambda size: "é" * size),
+        ("\x01", lambda size: "\x01" * size),
+        ("\U0001f600", lambda size: ["\U0001f600"] * size),
+        (10**9, lambda size: {str(10**9 + number): None for number in range(size)}),
+        (-(2**63), lambda size: [-(2**63)] * size),
+        (0.5, lambda size: [0.5] * size),
+    ],
+    ids=repr,
+)
+def test_the_largest_task_fits_into_a_request(item, build):
+    rest = largest(build, limits.MAX_TASK_BYTES // len(json.dumps(item)))
+    text = item if isinstance(item, str) else "A"
+    room = (limits.MAX_FILE_BYTES - limits.MAX_TASK_BYTES) // (len(json.dumps(text)) - 2)
+    whole = document(note=rest, file=largest(lambda size: "data:," + text * size, room))
+    whole["note"] = (
+        whole["note"][:-100] if isinstance(rest, str | list) else rest
+    )  # room for the other fields
+    parse_task(whole, "task")
+    options = SessionOptions(client_id="é" * 200)
+    request = CreateSession(task=whole, options=options)
+    sent = [
+        encode(request, JSON), encode(request, MSGPACK),
+        json.dumps({"task": whole, "options": options.model_dump()}).encode(),
+    ]  # fmt: skip
+    assert 6 * 2**20 < max(map(len, sent)) <= HttpLimits().max_body_bytes
 
 
 @pytest.mark.parametrize(
@@ -114,7 +155,7 @@ def test_a_huge_file_is_not_even_read(tmp_path):
     path = tmp_path / "a.json"
     with path.open("wb") as file:
         file.truncate(2**40)
-    with pytest.raises(ConfigError, match="larger than 22 MiB, the most for a task"):
+    with pytest.raises(ConfigError, match=r"larger than 7\.7 MiB, the most for a task"):
         read_task(path)
 
 

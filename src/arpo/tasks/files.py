@@ -17,8 +17,9 @@ from typing import Any
 from arpo.protocol.problems import ConfigError
 
 SCHEME = "suite:"
-MAX_INLINE_BYTES = 16 * 2**20
-"""Most that the files inside one task may weigh together."""
+MAX_INLINE_BYTES = 5 * 2**20
+"""Most that the files inside one task may weigh together. As base64, with the rest of a task (1 MiB), they fit into the
+8 MiB that an env-server reads of a request."""
 
 _SUITES = Path(__file__).parent / "suites"
 

@@ -1,17 +1,19 @@
 """How large and how deep a task may be, so that no task can make the program that reads it choke.
 
-Invariant: a document without a problem here can be walked recursively, printed, and sent as JSON or msgpack.
+Invariant: a document without a problem here can be walked recursively, printed, and sent as JSON or msgpack
+in one request to an env-server, which reads 8 MiB.
 """
 
 from __future__ import annotations
 
+import json
 import math
 from typing import Any
 
 from arpo.tasks.files import MAX_INLINE_BYTES
 
 MAX_TASK_BYTES = 2**20
-"""Most that a task's JSON may weigh, the files inside it (`data:` URLs) not counted."""
+"""Most that a task may weigh as JSON in ASCII, the files inside it (`data:` URLs) not counted."""
 
 MAX_FILE_BYTES = MAX_TASK_BYTES + MAX_INLINE_BYTES * 4 // 3
 """Most that a task weighs with its files, base64 as they are."""
@@ -33,6 +35,8 @@ MAX_NAME = 200
 
 _DATA = "data:"
 _SHOWN = 300  # characters of a field's place in messages
+_SEPARATORS = 4  # bytes: brackets, commas, colons and spaces in JSON; lengths in msgpack
+_NUMBER = 9  # bytes of the longest in msgpack
 _INTEGERS = range(-(2**63), 2**64)  # what msgpack carries
 
 
@@ -45,12 +49,12 @@ def size_problem(document: Any) -> str | None:
         if isinstance(value, dict | list):
             if depth > MAX_DEPTH:
                 return f"{_cut(place)}: more than {MAX_DEPTH} lists and objects inside one another"
-            weight += 2
+            weight += _SEPARATORS
             for key in value if isinstance(value, dict) else ():
                 wrong = _text_problem(key)
                 if wrong is not None:
                     return f"{_cut(place) or 'task'}: a key is {wrong}"
-                weight += _bytes(key)
+                weight += _weight(key)
             for key, item in value.items() if isinstance(value, dict) else enumerate(value):
                 waiting.append((f"{_cut(place)}.{key}" if place else str(key), depth + 1, item))
         elif isinstance(value, str):
@@ -58,15 +62,15 @@ def size_problem(document: Any) -> str | None:
             if wrong is not None:
                 return f"{_cut(place)}: {wrong}"
             if value.startswith(_DATA):
-                files += len(value)
+                files += _weight(value)
             else:
-                weight += _bytes(value)
+                weight += _weight(value)
         elif isinstance(value, float) and not math.isfinite(value):
             return f"{_cut(place)}: {value} is not JSON"
         elif isinstance(value, int) and value not in _INTEGERS:
             return f"{_cut(place)}: an integer of more than 64 bits"
         elif value is None or isinstance(value, bool | int | float):
-            weight += 8
+            weight += max(_weight(value), _NUMBER)
         else:
             return f"{_cut(place)}: a {type(value).__name__} is not JSON"
         if weight > MAX_TASK_BYTES:
@@ -88,8 +92,8 @@ def _text_problem(text: Any) -> str | None:
     return None
 
 
-def _bytes(text: str) -> int:
-    return len(text.encode()) + 3
+def _weight(value: str | float | None) -> int:
+    return len(json.dumps(value)) + _SEPARATORS
 
 
 def _cut(place: str) -> str:

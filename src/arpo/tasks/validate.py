@@ -90,7 +90,9 @@ def shown(path: Path) -> str:
 def _load(path: Path) -> Any:
     try:
         if path.stat().st_size > MAX_FILE_BYTES:
-            raise ConfigError(f"{shown(path)}: larger than {MAX_FILE_BYTES >> 20} MiB, the most for a task")
+            raise ConfigError(
+                f"{shown(path)}: larger than {MAX_FILE_BYTES / 2**20:.1f} MiB, the most for a task"
+            )
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ConfigError(f"{shown(path)}: no such task file") from None
