@@ -13,7 +13,8 @@ import docx
 import openpyxl
 import pytest
 
-from arpo.desktop.evaluator_messages import MetricCall
+from arpo.desktop.evaluator_messages import MAX_REPLY_VALUES, MetricCall
+from arpo.desktop.evaluator_worker import _plain
 from arpo.desktop.evaluators import EvaluatorError, EvaluatorPool
 
 
@@ -60,6 +61,13 @@ def test_a_process_is_kept_for_the_next_call_and_ends_with_the_pool():
         return first
 
     assert not alive(with_pool(scenario))
+
+
+def test_a_value_of_very_many_parts_is_an_error_and_no_reply():
+    most = MAX_REPLY_VALUES - 1  # and the list itself
+    assert len(_plain([[]] * most)) == most
+    with pytest.raises(ValueError, match="more than 250000 values"):
+        _plain([[]] * (most + 1))
 
 
 def test_a_process_that_dies_fails_its_call_only(tmp_path):
@@ -111,7 +119,8 @@ def test_a_hanging_process_ends_with_an_env_server_that_was_killed(tmp_path):
     program = f"""
 import asyncio
 from arpo.desktop.evaluators import EvaluatorPool
-from arpo.desktop.evaluator_messages import MetricCall
+from arpo.desktop.evaluator_messages import MAX_REPLY_VALUES, MetricCall
+from arpo.desktop.evaluator_worker import _plain
 async def main():
     pool = EvaluatorPool()
     await pool.call(MetricCall("exact_match", (1, {{"expected": 1}}), {{}}), timeout_s=60)

@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import pytest
 
+from arpo.desktop import sources
 from arpo.desktop.addresses import AddressPolicy
 from arpo.desktop.setup import _STEPS, _UNSUPPORTED, SetupContext, SetupError, run_setup
 from arpo.desktop.sources import SourceError, Sources, inside
@@ -21,13 +22,15 @@ LOCAL = AddressPolicy.parse(["127.0.0.1"])
 
 @pytest.fixture
 def web():
-    """A server whose /missing is 404, /broken 500 and whatever else its path; and what it was asked for."""
+    """A server and what it was asked for. /missing is 404, /broken 500, /huge 1 TiB, it says; else it answers the path."""
     asked = []
 
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_GET(self):
             asked.append(self.path)
             self.send_response({"/missing": 404, "/broken": 500}.get(self.path, 200))
+            if self.path == "/huge":
+                self.send_header("Content-Length", str(2**40))
             self.end_headers()
             self.wfile.write(self.path.encode())
 
@@ -108,6 +111,16 @@ def test_a_file_that_cannot_be_had_says_why_and_whether_to_try_again(web, url, r
     with pytest.raises(SourceError, match=reason) as caught:
         fetch(url.format(web=web[0]))
     assert caught.value.permanent is permanent
+
+
+def test_a_download_that_is_too_large_is_refused(web, monkeypatch):
+    with pytest.raises(SourceError, match="larger than 256 MiB") as caught:
+        fetch(f"{web[0]}/huge")
+    assert caught.value.permanent
+    monkeypatch.setattr(sources, "MAX_DOWNLOAD_BYTES", 5)
+    assert fetch(f"{web[0]}/page") == b"/page"
+    with pytest.raises(SourceError, match="larger than"):
+        fetch(f"{web[0]}/pages")
 
 
 def test_a_task_given_name_stays_inside_its_folder(tmp_path):

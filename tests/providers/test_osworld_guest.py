@@ -265,6 +265,12 @@ def test_waits_are_made_here_and_long_texts_are_several_calls() -> None:
     assert [len(batch) for batch in _batches([Move(x=1, y=1)] * 90)] == [40, 40, 10]  # type: ignore[arg-type]
 
 
+def test_a_line_break_at_a_cut_is_pressed_once() -> None:
+    for before in range(1990, 2003):
+        pieces = [a for batch in _batches([Type(text="a" * before + "\r\nb")]) for a in batch]  # type: ignore[union-attr]
+        assert "".join(piece.text for piece in pieces) == "a" * before + "\nb"
+
+
 def test_terminal_actions_are_refused() -> None:
     client = OsworldGuestClient("http://127.0.0.1:9")
     with pytest.raises(ValueError, match="terminal"):
