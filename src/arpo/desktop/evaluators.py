@@ -108,7 +108,7 @@ class EvaluatorPool:
         runs_agent_code = isinstance(request, MetricCall) and request.name in RUNS_AGENT_CODE
         if runs_agent_code and not self._run_agent_code:
             raise EvaluatorError(
-                "it executes files that the agent wrote on the env-server's host; allow it with run_agent_code"
+                "refused on an env-server: it would execute files that the agent wrote on the env-server's host"
             )
         async with asyncio.timeout(timeout_s), self._worker() as worker:
             try:
