@@ -20,7 +20,7 @@ from collections.abc import Sequence
 LINUX_ONLY = {"Xlib", "gi", "mss"}
 UNIX_ONLY = LINUX_ONLY | {"fcntl", "pwd", "grp", "resource", "termios", "tty", "pty", "syslog"}
 OTHERS = (
-    "anyio._backends._asyncio", "fastapi", "filelock", "httpx", "msgpack", "multipart", "PIL.Image", "prometheus_client",
+    "anyio._backends._asyncio", "fastapi", "filelock", "httpx", "msgpack", "PIL.Image", "prometheus_client",
     "pydantic", "rich.console", "rich.progress", "rich.traceback", "typer", "uvicorn", "uvicorn.protocols.http.auto",
     "uvicorn.lifespan.on", "uvicorn.loops.auto", "yaml", "ssl", "tempfile", "concurrent.futures.process",
     "multiprocessing.connection", "subprocess", "ctypes.util", "webbrowser",
