@@ -15,6 +15,7 @@ ROOT = Path(__file__).parent.parent
 XVFB_PROGRAMS = ("Xvfb", "openbox", "dbus-daemon", "gio", "bwrap", "soffice", "xterm", "mousepad")
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Tests of real desktops are skipped, with the reason, where the programs are not installed.
 

@@ -46,6 +46,7 @@ from session_model import START, Episode
 
 from arpo.protocol.actions import Action, Click, Fail, Finished, Hotkey, Move, Type
 from arpo.protocol.problems import ProblemCode
+from arpo.server.sessions import FAILED_S
 
 CAPACITY = 2
 STRANGER = {ALICE: BOB, BOB: ALICE}
@@ -437,7 +438,8 @@ class SessionMachine(RuleBasedStateMachine):
         self.c.server.pass_time(seconds)
         now = self.c.server.clock.now
         for episode in self.c.episodes:
-            if episode.state != "closed" and now - episode.last_request >= episode.idle_s:
+            patience_s = min(episode.idle_s, FAILED_S) if episode.state == "failed" else episode.idle_s
+            if episode.state != "closed" and now - episode.last_request >= patience_s:
                 self.c.server.forget(episode.tag)
                 episode.closed()
 
