@@ -11,7 +11,7 @@ smoke: ## The whole training loop on this machine, no GPU (PROVIDER=simulated: w
 	@bash scripts/smoke.sh
 
 test: setup ## All tests; tiers that cannot run here say why and are skipped
-	@.venv/bin/python -m pytest -n auto --maxprocesses 4 --dist loadgroup $(ARGS)
+	@.venv/bin/python -m pytest -n auto --maxprocesses 4 --dist loadfile $(ARGS)
 
 lint: setup ## ruff, mypy, import-linter
 	@.venv/bin/ruff check .

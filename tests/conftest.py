@@ -15,16 +15,23 @@ ROOT = Path(__file__).parent.parent
 XVFB_PROGRAMS = ("Xvfb", "openbox", "dbus-daemon", "gio", "bwrap", "soffice", "xterm", "mousepad")
 
 
-@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests of real desktops are skipped, with the reason, where the programs are not installed.
-
-    Run in several processes, all of them stay in one: they look for what desktops leave behind on the whole machine.
-    Other tests stay with those of their file, whose servers they share.
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> object:
+    """Run in several processes, the tests of a file stay together, and all files with real desktops do: their tests look
+    for what desktops leave behind on the whole machine.
     """
-    for item in items:
-        group = "desktops" if item.get_closest_marker("xvfb") else str(item.path)
-        item.add_marker(pytest.mark.xdist_group(group))
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByFile(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = nodeid.partition("::")[0]
+            return "desktops" if "mark.xvfb" in (ROOT / file).read_text(encoding="utf-8") else file
+
+    return ByFile(config, log)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests of real desktops are skipped, with the reason, where the programs are not installed."""
     missing = [program for program in XVFB_PROGRAMS if shutil.which(program) is None]
     if missing:
         reason = f"real desktops cannot run here: {', '.join(missing)} not installed (see scripts/apt-packages.txt)"
