@@ -174,7 +174,7 @@ GOES_WRONG = [
     ),
     (
         {"func": "check_gnome_favorite_apps", "result": rule("__import__('os')"), "expected": rule({})},
-        "it executes files that the agent wrote",
+        "it would execute files that the agent wrote",
     ),
     (
         {

@@ -229,7 +229,7 @@ def test_failed_sessions_count_until_they_are_closed(tmp_path) -> None:
 def test_a_closed_session_keeps_nothing_of_what_it_did(tmp_path) -> None:
     def tasks() -> int:
         gc.collect()
-        return sum(isinstance(thing, Task) for thing in gc.get_objects())
+        return sum(type(thing) is Task for thing in gc.get_objects())
 
     broken = Script(execute=lambda desktop: ProblemError(ProblemCode.DESKTOP_LOST, "no"))
     text = {"kind": "type", "text": "x" * 10_000}
