@@ -54,7 +54,7 @@ class SessionManager:
     """The sessions of one env-server. Use `running_manager`.
 
     Methods raise ProblemError. Calls about a session count as a sign of life from its client. sessions_per_caller:
-    how many live sessions one caller may have; None: as many as there are desktops.
+    how many sessions that are not closed one caller may have; None: no limit but the desktops.
     """
 
     pool: DesktopPool

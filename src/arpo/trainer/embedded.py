@@ -12,7 +12,6 @@ import os
 import secrets
 import signal
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -22,6 +21,7 @@ from urllib.parse import urlsplit
 from arpo.config.sections import EnvSection
 from arpo.console import EXIT_CONFIG
 from arpo.protocol.problems import ArpoError, ConfigError
+from arpo.scratch import ScratchFolder
 
 STOP_TIMEOUT_S = 30.0
 DRAIN_S = 3.0
@@ -47,7 +47,7 @@ class EmbeddedServer:
         self._said_before = 0
         self._say = say
         self._start_timeout_s = start_timeout_s
-        self._private = tempfile.TemporaryDirectory(prefix="arpo-env-")
+        self._private = ScratchFolder("arpo-env-")
         self._process: asyncio.subprocess.Process | None = None
         self._supervisor: asyncio.Task[None] | None = None
         self.token = secrets.token_urlsafe(32)
@@ -60,7 +60,7 @@ class EmbeddedServer:
         return self._process.pid if self._process else None
 
     async def __aenter__(self) -> Self:
-        folder = Path(self._private.name)
+        folder = self._private.path
         token_file = folder / "token"
         token_file.touch(mode=0o600)
         token_file.write_text(self.token + "\n")
@@ -82,7 +82,7 @@ class EmbeddedServer:
             await self._stop()
 
     def _command(self, port: int) -> Sequence[str]:
-        env, folder = self._env, Path(self._private.name)
+        env, folder = self._env, self._private.path
         width, height = env.screen
         limits = env.timeouts
         return (
@@ -107,7 +107,7 @@ class EmbeddedServer:
         )  # fmt: skip
 
     async def _start(self, port: int) -> None:
-        url_file = Path(self._private.name) / "url"
+        url_file = self._private.path / "url"
         url_file.unlink(missing_ok=True)
         try:
             self._log.parent.mkdir(parents=True, exist_ok=True)
@@ -176,7 +176,7 @@ class EmbeddedServer:
                 await asyncio.wait_for(process.wait(), STOP_TIMEOUT_S)
             except TimeoutError:
                 await self._kill(process)
-        self._private.cleanup()
+        self._private.remove()
 
     async def _kill(self, process: asyncio.subprocess.Process) -> None:
         with contextlib.suppress(ProcessLookupError):
