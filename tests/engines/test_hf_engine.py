@@ -5,11 +5,10 @@ from contextlib import asynccontextmanager
 import pytest
 import torch
 
-from arpo.policy.inputs import ModelRow
-from arpo.policy.logprobs import row_logprobs
+from arpo.policy.logprobs import TokenRow, packed_logprobs
 from arpo.rollout.engines import EngineError, Sampling
 from arpo.rollout.engines.hf import HFEngine
-from policy_kit import fresh_policy, picture
+from policy_kit import Pictures, fresh_policy, picture
 
 
 @pytest.fixture(scope="module")
@@ -76,12 +75,12 @@ def test_a_seed_determines_what_is_sampled_whatever_else_is_in_the_batch(policy)
 def test_engine_log_probs_are_the_learners_to_1e_4(policy, temperature):
     requests = [(p, sampling(n, temperature=temperature)) for n, p in enumerate(prompts(policy))]
     generations = together(policy, requests)
-    rows, wanted = [], []
+    rows, pictures = [], Pictures()
     for ((ids, data), _), generation in zip(requests, generations, strict=True):
-        rows.append(ModelRow([*ids, *generation.token_ids], [policy.images.encode(d) for d in data]))
-        wanted.append(range(len(ids), len(ids) + len(generation.token_ids)))
+        wanted = range(len(ids), len(ids) + len(generation.token_ids))
+        rows.append(TokenRow([*ids, *generation.token_ids], [pictures.keep(d) for d in data], wanted))
     with torch.no_grad():
-        learner = row_logprobs(policy, rows, wanted, temperature).logprobs
+        learner, _ = packed_logprobs(policy, rows, pictures.__getitem__, temperature=temperature)
     engine = torch.tensor([value for g in generations for value in g.logprobs])
     assert len(engine) == 4 * 12
     assert float((learner - engine).abs().max()) < 1e-4

@@ -32,21 +32,61 @@ class Rule:
     clip_low: float = 0.2
     clip_high: float = 0.3
     dual_clip: float | None = 3.0
-    importance_cap: float | None = 2.0  # None: weight 1, as published
+    importance_cap: float | None = 2.0  # of replayed tokens; None: weight 1, as published
+    fresh_cap: float | None = 2.0  # of fresh tokens
     temperature: float = 1.0
+    advantage: str = "grpo"
+    mean: str = "token"
+    mean_constant: int = 1024
+    kl: str = "off"
+    kl_coef: float = 0.001
 
 
-def advantages(rewards: Sequence[float]) -> list[float]:
-    if len(rewards) < 2:
-        return [0.0 for _ in rewards]
-    mean = sum(rewards) / len(rewards)
+def standardised(values: Sequence[float]) -> list[float]:
+    if len(values) < 2:
+        return [0.0 for _ in values]
+    mean = sum(values) / len(values)
     variance = 0.0
-    for reward in rewards:
-        variance += (reward - mean) * (reward - mean)
-    std = math.sqrt(variance / (len(rewards) - 1))
+    for value in values:
+        variance += (value - mean) * (value - mean)
+    std = math.sqrt(variance / (len(values) - 1))
     if std < 1e-12:
-        return [0.0 for _ in rewards]
-    return [(reward - mean) / (std + 1e-6) for reward in rewards]
+        return [0.0 for _ in values]
+    return [(value - mean) / (std + 1e-6) for value in values]
+
+
+def advantages(groups: Sequence[Sequence[float]], estimator: str) -> list[list[float]]:
+    if estimator == "grpo":
+        return [standardised(rewards) for rewards in groups]
+    result: list[list[float]] = []
+    for rewards in groups:
+        values = []
+        for index, reward in enumerate(rewards):
+            others = [r for k, r in enumerate(rewards) if k != index]
+            if estimator == "reinforce++":
+                values.append(reward)
+            elif not others:
+                values.append(0.0)
+            elif estimator == "rloo":
+                values.append(reward - sum(others) / len(others))
+            else:
+                values.append(reward - sum(rewards) / len(rewards))
+        result.append(values)
+    if estimator.startswith("reinforce++"):
+        flat = standardised([value for values in result for value in values])
+        for values in result:
+            for index in range(len(values)):
+                values[index] = flat.pop(0)
+    return result
+
+
+def divergence(log_pi: torch.Tensor, log_pi_ref: float, kl: str) -> torch.Tensor:
+    if kl == "k1":
+        return log_pi - log_pi_ref
+    if kl == "k2":
+        return (log_pi - log_pi_ref) * (log_pi - log_pi_ref) / 2
+    r = torch.exp(log_pi_ref - log_pi)
+    return r - torch.log(r) - 1
 
 
 def token_loss(ratio: Any, advantage: float, rule: Rule) -> Any:
@@ -98,33 +138,41 @@ def loss_and_gradient(
     image_id: int,
     video_id: int,
     old: Sequence[Sequence[float]] | None = None,
+    ref: Sequence[Sequence[float]] | None = None,
 ) -> tuple[float, dict[str, torch.Tensor], list[list[float]]]:
     """Loss, gradient of every trained parameter, and log π of all tokens, row after row.
 
-    old: log π_old of all tokens; None: the model's own, without gradient.
+    old: log π_old of all tokens, ref: those of the reference; None: the model's own, without gradient.
     """
     model = copy.deepcopy(model).double()
     model.zero_grad()
-    total_tokens = 0
-    for group in groups:
-        for row in group:
-            total_tokens += sum(row.sampled)
+    counts = [sum(row.sampled) for group in groups for row in group]
+    sequences = sum(1 for count in counts if count)
     loss: Any = torch.zeros((), dtype=torch.float64)
     seen: list[list[float]] = []
-    for group in groups:
-        for row, advantage in zip(group, advantages([r.reward for r in group]), strict=True):
+    all_advantages = advantages([[r.reward for r in group] for group in groups], rule.advantage)
+    for group, values in zip(groups, all_advantages, strict=True):
+        for row, advantage in zip(group, values, strict=True):
             current = row_logprobs(model, row, rule, image_id, video_id)
             behaviour = [b for b, sampled in zip(row.behaviour, row.sampled, strict=True) if sampled]
             number = len(seen)
             seen.append([float(value.detach()) for value in current])
             for index, log_pi in enumerate(current):
                 log_pi_old = float(log_pi.detach()) if old is None else old[number][index]
+                cap = rule.importance_cap if row.replayed else rule.fresh_cap
                 weight = 1.0
-                if row.replayed and rule.importance_cap is not None:
-                    weight = min(math.exp(log_pi_old - behaviour[index]), rule.importance_cap)
-                loss = (
-                    loss + weight * token_loss(torch.exp(log_pi - log_pi_old), advantage, rule) / total_tokens
-                )
+                if cap is not None:
+                    weight = min(math.exp(log_pi_old - behaviour[index]), cap)
+                term = weight * token_loss(torch.exp(log_pi - log_pi_old), advantage, rule)
+                if rule.kl != "off":
+                    log_pi_ref = float(log_pi.detach()) if ref is None else ref[number][index]
+                    term = term + rule.kl_coef * divergence(log_pi, log_pi_ref, rule.kl)
+                if rule.mean == "token":
+                    loss = loss + term / sum(counts)
+                elif rule.mean == "sequence":
+                    loss = loss + term / counts[number] / sequences
+                else:
+                    loss = loss + term / rule.mean_constant / sequences
     if loss.requires_grad:
         loss.backward()
     gradient = {

@@ -1,7 +1,6 @@
 import math
 
 import pytest
-import torch
 
 from arpo.config.sections import LearnerSection, ReplaySection
 from arpo.learner.learner import Learner
@@ -11,8 +10,8 @@ PRESS = "Thought: Press the button.\nAction: click(start_box='(640,400)')"
 DONE = "Thought: It is done.\nAction: finished()"
 
 
-def learner_of(policy, temperature=1.0, micro_batch_rows=8):
-    section = LearnerSection(micro_batch_rows=micro_batch_rows)
+def learner_of(policy, temperature=1.0, max_row_tokens=10_000):
+    section = LearnerSection(max_row_tokens=max_row_tokens)
     return Learner(policy, section, ReplaySection(), temperature=temperature, seed=0)
 
 
@@ -36,10 +35,12 @@ def test_the_loss_is_the_mean_negative_log_prob_of_the_sampled_tokens():
 
 
 def test_sequence_log_probs_do_not_depend_on_the_batch():
-    policy, pictures = fresh_policy(), Pictures()
-    shown = demonstrations(policy, pictures)
-    one = learner_of(policy, micro_batch_rows=1).sequence_logprobs(shown, pictures.__getitem__)
-    all_at_once = learner_of(policy, micro_batch_rows=3).sequence_logprobs(shown, pictures.__getitem__)
+    pictures = Pictures()
+    shown = demonstrations(fresh_policy(), pictures)
+    one, all_at_once = (
+        learner_of(fresh_policy(), max_row_tokens=n).sequence_logprobs(shown, pictures.__getitem__)
+        for n in (1, 10_000)
+    )
     assert one == pytest.approx(all_at_once, abs=1e-3)
 
 
@@ -53,12 +54,12 @@ def test_fixed_demonstrations_are_learned_to_a_probability_of_a_half():
     assert min(probabilities) > 0.5
 
 
-def test_micro_batches_do_not_change_an_imitation_step():
+def test_packing_does_not_change_an_imitation_step():
     pictures = Pictures()
     weights = []
-    for micro in (1, 3):
+    for tokens in (1, 10_000):
         policy = fresh_policy()
-        learner = learner_of(policy, micro_batch_rows=micro)
+        learner = learner_of(policy, max_row_tokens=tokens)
         metrics = learner.imitate_step(demonstrations(policy, pictures), pictures.__getitem__, 1e-3)
         weights.append((metrics["imitation/loss"], metrics["imitation/grad_norm"]))
     assert weights[0] == pytest.approx(weights[1], rel=1e-4)
@@ -70,16 +71,6 @@ def test_imitation_leaves_the_policy_optimizer_untouched():
     learner.imitate_step(demonstrations(policy, pictures), pictures.__getitem__, 1e-3)
     moments = learner.state_dict()["optimizer"]["adamw"]
     assert not any(state["exp_avg"].any() for state in moments.values())
-
-
-def test_the_fp32_masters_follow_what_imitation_did_to_a_bfloat16_policy():
-    policy, pictures = fresh_policy(dtype="bfloat16"), Pictures()
-    learner = learner_of(policy)
-    for _ in range(3):
-        learner.imitate_step(demonstrations(policy, pictures), pictures.__getitem__, 1e-2)
-    imitated = {name: value.clone() for name, value in learner.weights().items()}
-    masters = learner.state_dict()["optimizer"]["masters"]
-    assert all(torch.equal(master.bfloat16(), imitated[name]) for name, master in masters.items())
 
 
 def test_demonstrations_without_a_sampled_token_are_refused():

@@ -6,6 +6,8 @@ from reference import ReferenceRow, Rule, loss_and_gradient
 
 from arpo.config.sections import LearnerSection, ReplaySection
 from arpo.learner.learner import Learner
+from arpo.learner.sharding import local
+from arpo.protocol.problems import ConfigError
 from arpo.replay.buffer import ReplayBuffer
 from arpo.trajectory import GroupMember
 from policy_kit import Pictures, conversation, fresh_policy
@@ -14,7 +16,7 @@ NO_CLIP = 1e9
 
 
 def learner_of(policy=None, *, replay=None, temperature=1.0, seed=0, **section):
-    section = {"micro_batch_rows": 2, "grad_clip": NO_CLIP, "lr": 1e-3} | section
+    section = {"max_row_tokens": 200, "grad_clip": NO_CLIP, "lr": 1e-3} | section
     return Learner(
         policy or fresh_policy(),
         LearnerSection(**section),
@@ -32,16 +34,23 @@ def first_gradient(learner):
     """The gradient of a learner's first optimizer step, read back from Adam's first moment."""
     beta1 = learner.section.betas[0]
     moments = learner.state_dict()["optimizer"]["adamw"]
-    return {name: state["exp_avg"] / (1 - beta1) for name, state in moments.items()}
+    return {name: local(state["exp_avg"]) / (1 - beta1) for name, state in moments.items()}
 
 
-def assert_close(actual, expected, tolerance=1e-4):
+def fp64_policy(**options):
+    policy = fresh_policy(**options)
+    policy.model.double()
+    return policy
+
+
+def assert_close(actual, expected, tolerance=1e-4, floor=1e-7):
+    """Every tensor to `tolerance` of its own norm; `floor`: of the largest, for those that should be nearly zero."""
     assert actual.keys() == expected.keys()
     largest = max(float(g.norm()) for g in expected.values())
     assert largest > 0
     for name, value in expected.items():
         difference = float((actual[name].double() - value.double()).norm())
-        assert difference <= tolerance * float(value.norm()) + 1e-7 * largest, name
+        assert difference <= tolerance * float(value.norm()) + floor * largest, name
 
 
 def assert_all_zero(gradient):
@@ -67,7 +76,7 @@ def reference_rows(policy, pictures, group, format_coef=0.5):
     return rows
 
 
-def reference(policy, pictures, groups, rule=None, old=None, format_coef=0.5):
+def reference(policy, pictures, groups, rule=None, old=None, ref=None, format_coef=0.5):
     return loss_and_gradient(
         policy.model,
         [reference_rows(policy, pictures, group, format_coef) for group in groups],
@@ -75,6 +84,7 @@ def reference(policy, pictures, groups, rule=None, old=None, format_coef=0.5):
         image_id=policy.encoder.image_token_id,
         video_id=policy.encoder.video_token_id,
         old=old,
+        ref=ref,
     )
 
 
@@ -99,41 +109,74 @@ def two_groups(policy, pictures):
     return [first, second, equal, alone]
 
 
-@pytest.mark.parametrize(
-    ("rule", "section", "replay", "temperature"),
-    [
-        (Rule(), {}, {}, 1.0),
-        (Rule(temperature=0.6, importance_cap=None), {}, {"importance": "none"}, 0.6),
-        (Rule(importance_cap=0.7), {"format_coef": 1.0}, {"importance_cap": 0.7}, 1.0),
-    ],
-    ids=["as configured by default", "temperature, published importance", "cap and format coefficient"],
-)
-def test_loss_and_gradient_of_every_parameter_are_the_references(rule, section, replay, temperature):
-    policy, pictures = fresh_policy(freeze_vision=False), Pictures()
+CASES = {
+    "as configured by default": (Rule(), {}, {}),
+    "temperature, published importance": (
+        Rule(temperature=0.6, importance_cap=None, fresh_cap=None),
+        {"importance": "none"},
+        {"importance": "none"},
+    ),
+    "caps and format coefficient": (
+        Rule(importance_cap=0.7, fresh_cap=0.02),
+        {"format_coef": 1.0, "importance_cap": 0.02},
+        {"importance_cap": 0.7},
+    ),
+    "mean over sequences": (Rule(mean="sequence"), {"mean": "sequence"}, {}),
+    "Dr.GRPO": (
+        Rule(advantage="dr_grpo", mean="constant", mean_constant=50),
+        {"advantage": "dr_grpo", "mean": "constant", "mean_constant": 50},
+        {},
+    ),
+    "RLOO": (Rule(advantage="rloo"), {"advantage": "rloo"}, {}),
+    "REINFORCE++": (Rule(advantage="reinforce++"), {"advantage": "reinforce++"}, {}),
+    "REINFORCE++ with baseline": (
+        Rule(advantage="reinforce++-baseline"),
+        {"advantage": "reinforce++-baseline"},
+        {},
+    ),
+}
+
+
+@pytest.mark.parametrize(("rule", "section", "replay"), CASES.values(), ids=CASES)
+def test_loss_and_gradient_of_every_parameter_are_the_references_to_1e_10_in_fp64(rule, section, replay):
+    policy, pictures = fp64_policy(freeze_vision=False), Pictures()
     groups = two_groups(policy, pictures)
     loss, gradient, _ = reference(policy, pictures, groups, rule, format_coef=section.get("format_coef", 0.5))
-    learner = learner_of(policy, replay=ReplaySection(**replay), temperature=temperature, **section)
+    learner = learner_of(policy, replay=ReplaySection(**replay), temperature=rule.temperature, **section)
     metrics = learner.step(groups, pictures.__getitem__)
-    assert metrics["learner/loss"] == pytest.approx(loss, rel=1e-4, abs=1e-6)
-    assert_close(first_gradient(learner), gradient)
+    assert metrics["learner/loss"] == pytest.approx(loss, rel=1e-10)
+    assert_close(first_gradient(learner), gradient, tolerance=1e-10, floor=1e-13)
     norm = sum(float(g.norm()) ** 2 for g in gradient.values()) ** 0.5
-    assert metrics["learner/grad_norm"] == pytest.approx(norm, rel=1e-4)
+    assert metrics["learner/grad_norm"] == pytest.approx(norm, rel=1e-10)
+
+
+@pytest.mark.parametrize(("dtype", "tolerance", "floor"), [("float32", 1e-4, 1e-7), ("bfloat16", 0.1, 0.02)])
+def test_in_less_precision_they_are_the_references_to_a_stated_tolerance(dtype, tolerance, floor):
+    policy, pictures = fresh_policy(dtype=dtype, freeze_vision=False), Pictures()
+    groups = two_groups(policy, pictures)
+    loss, gradient, _ = reference(policy, pictures, groups)
+    learner = learner_of(policy)
+    metrics = learner.step(groups, pictures.__getitem__)
+    assert metrics["learner/loss"] == pytest.approx(loss, rel=tolerance)
+    assert_close(first_gradient(learner), gradient, tolerance=tolerance, floor=floor)
 
 
 @pytest.mark.parametrize("dual_clip", [1.5, None])
 def test_a_second_epoch_meets_the_clips_as_the_reference_does(dual_clip):
     pictures = Pictures()
-    start = fresh_policy()
+    start = fp64_policy()
     groups = two_groups(start, pictures)
     rule = Rule(clip_low=0.05, clip_high=0.1, dual_clip=dual_clip)
     section = {"clip_low": 0.05, "clip_high": 0.1, "dual_clip": dual_clip, "lr": 5e-3}
     _, gradient1, old = reference(start, pictures, groups, rule)
 
-    once = learner_of(fresh_policy(), **section)
+    once = learner_of(fp64_policy(), **section)
     once.step(groups, pictures.__getitem__)
-    _, gradient2, _ = reference(once.policy, pictures, groups, rule, old=old)
+    moved = fp64_policy()
+    moved.model.load_state_dict(once.weights(), strict=False)
+    _, gradient2, _ = reference(moved, pictures, groups, rule, old=old)
 
-    twice = learner_of(fresh_policy(), epochs=2, **section)
+    twice = learner_of(fp64_policy(), epochs=2, **section)
     metrics = twice.step(groups, pictures.__getitem__)
     assert metrics["learner/optimizer_steps"] == 2
     assert metrics["learner/clip_low"] > 0
@@ -141,15 +184,45 @@ def test_a_second_epoch_meets_the_clips_as_the_reference_does(dual_clip):
     assert (metrics["learner/dual_clip"] > 0) == (dual_clip is not None)
     # Adam's first moment after two steps is 0.9·(0.1·g1) + 0.1·g2
     moments = twice.state_dict()["optimizer"]["adamw"]
-    second = {name: 10 * state["exp_avg"] - 0.9 * gradient1[name].float() for name, state in moments.items()}
-    assert_close(second, gradient2, tolerance=2e-3)
+    second = {name: 10 * local(state["exp_avg"]) - 0.9 * gradient1[name] for name, state in moments.items()}
+    assert_close(second, gradient2, tolerance=1e-9, floor=1e-12)
 
 
-def test_micro_batches_of_one_and_of_four_give_the_same_step():
+@pytest.mark.parametrize("kl", ["k1", "k2", "k3"])
+def test_the_divergence_from_the_reference_policy_is_the_references(kl):
+    pictures = Pictures()
+    start = fp64_policy()
+    groups = two_groups(start, pictures)
+    rule = Rule(kl=kl, kl_coef=0.3)
+    section = {"kl": kl, "kl_coef": 0.3, "lr": 5e-3}
+    learner = learner_of(fp64_policy(), **section)
+    # what imitation makes of the policy is what training begins with
+    learner.imitate_step([groups[0][0].trajectory], pictures.__getitem__, 1e-3)
+    begun = fp64_policy()
+    begun.model.load_state_dict(learner.weights(), strict=False)
+    _, gradient1, ref = reference(begun, pictures, groups, rule)
+    learner.step(groups, pictures.__getitem__)
+    moved = fp64_policy()
+    moved.model.load_state_dict(learner.weights(), strict=False)
+    loss, gradient2, _ = reference(moved, pictures, groups, rule, ref=ref)
+    metrics = learner.step(groups, pictures.__getitem__)
+    assert metrics["learner/loss"] == pytest.approx(loss, rel=1e-9)
+    assert metrics["learner/kl_reference"] != 0
+    moments = learner.state_dict()["optimizer"]["adamw"]
+    second = {name: 10 * local(state["exp_avg"]) - 0.9 * gradient1[name] for name, state in moments.items()}
+    assert_close(second, gradient2, tolerance=1e-8, floor=1e-11)
+    # looking at the reference has not moved the policy
+    untouched = learner.weights()
+    assert all(p.isfinite().all() for p in untouched.values())
+
+
+def test_one_packed_row_and_many_give_the_same_step():
     pictures = Pictures()
     gradients, losses = [], []
-    for micro in (1, 4, 100):
-        learner = learner_of(micro_batch_rows=micro)
+    rows = [m.trajectory for group in two_groups(fresh_policy(), pictures) for m in group]
+    longest = max(len(trajectory.token_ids) for trajectory in rows)
+    for tokens in (longest, 2 * longest, 10_000):
+        learner = learner_of(max_row_tokens=tokens)
         losses.append(
             learner.step(two_groups(learner.policy, pictures), pictures.__getitem__)["learner/loss"]
         )
@@ -196,7 +269,7 @@ def test_only_sampled_tokens_enter_the_loss_and_those_of_the_last_turn_do():
     bad = conversation(policy, pictures, ["Press."], score=0.0, seed=3)
 
     def gradient(trajectory):
-        learner = learner_of(micro_batch_rows=1)
+        learner = learner_of()
         learner.step([members(trajectory, bad)], pictures.__getitem__)
         return first_gradient(learner)
 
@@ -253,13 +326,21 @@ def test_a_learner_given_a_copied_state_continues_bit_equal():
     assert all(torch.equal(a[name], b[name]) for name in a)
 
 
-def test_rows_that_are_too_long_are_left_out_and_counted():
+def test_cuts_are_counted():
     pictures, learner = Pictures(), learner_of()
     groups = two_groups(learner.policy, pictures)
     lengths = sorted(len(m.trajectory.token_ids) for group in groups for m in group)
-    limited = learner_of(max_row_tokens=lengths[-2])
-    metrics = limited.step(groups, pictures.__getitem__)
-    assert metrics["learner/rows_too_long"] == 1
+    metrics = {
+        cut: learner_of(max_row_tokens=lengths[-2], cut=cut).step(groups, pictures.__getitem__)
+        for cut in ("last_turns", "oldest_screenshots", "skip")
+    }
+    assert metrics["last_turns"]["learner/rows_cut"] == metrics["last_turns"]["learner/turns_cut"] == 1
+    assert metrics["oldest_screenshots"]["learner/rows_cut"] == 1
+    assert metrics["oldest_screenshots"]["learner/screenshots_cut"] >= 1
+    assert metrics["skip"]["learner/rows_cut"] == 0
+    # two have no token, one does not fit
+    assert metrics["skip"]["learner/rows_left_out"] == 2
+    assert metrics["last_turns"]["learner/rows_left_out"] == 1
 
 
 def test_a_step_without_rows_changes_nothing_and_says_so():
@@ -301,14 +382,57 @@ def test_gradient_checkpointing_changes_no_gradient(checkpointing):
 def test_a_bfloat16_policy_trains_on_fp32_masters():
     pictures = Pictures()
     learner = learner_of(fresh_policy(dtype="bfloat16"), lr=1e-6)
-    masters = learner.state_dict()["optimizer"]["masters"]
-    before = {name: value.clone() for name, value in masters.items()}
+    before = {name: value.clone() for name, value in learner.weights().items()}
     for _ in range(2):
         learner.step(two_groups(learner.policy, pictures), pictures.__getitem__)
     # a step of 1e-6 is lost in bfloat16 weights of about 0.1 and kept in their masters
-    assert {value.dtype for value in masters.values()} == {torch.float32}
-    assert any(not torch.equal(before[name], value) for name, value in masters.items())
-    for name, value in learner.weights().items():
-        assert value.dtype == torch.bfloat16
-        if name in masters:
-            assert torch.equal(value, masters[name].bfloat16())
+    moved = {name for name, value in learner.weights().items() if not torch.equal(before[name], value)}
+    assert moved
+    assert {learner.weights()[name].dtype for name in moved} == {torch.float32}
+    frozen = {name: value for name, value in learner.weights().items() if ".visual." in name}
+    assert {value.dtype for value in frozen.values()} == {torch.bfloat16}
+
+
+def test_kahan_weights_stay_in_bfloat16_and_go_where_fp32_masters_go():
+    pictures = Pictures()
+    ends = {}
+    for weights in ("fp32", "kahan"):
+        learner = learner_of(fresh_policy(dtype="bfloat16"), weights=weights, lr=1e-5)
+        groups = two_groups(learner.policy, pictures)
+        start = {name: value.float().clone() for name, value in learner.weights().items()}
+        for _ in range(12):
+            learner.step(groups, pictures.__getitem__)
+        ends[weights] = {name: v.float() - start[name] for name, v in learner.weights().items()}
+        if weights == "kahan":
+            assert {v.dtype for v in learner.weights().values()} == {torch.bfloat16}
+            lost = learner.state_dict()["optimizer"]["adamw"]
+            for name, state in lost.items():
+                ends["kahan"][name] += local(state["lost"]).float()
+    ours = torch.cat([v.flatten() for v in ends["kahan"].values()])
+    theirs = torch.cat([v.flatten() for v in ends["fp32"].values()])
+    assert float(theirs.norm()) > 0
+    assert float((ours - theirs).norm()) < 0.2 * float(theirs.norm())
+
+
+def test_kahan_needs_a_bfloat16_model():
+    with pytest.raises(ConfigError, match=r"model.dtype=bfloat16"):
+        learner_of(weights="kahan")
+
+
+def test_an_engine_that_says_something_else_than_the_learner_raises_the_alarm():
+    pictures, policy = Pictures(), fresh_policy()
+    honest = conversation(policy, pictures, ["Press the button.", "It is done."], score=1.0)
+    other = conversation(policy, pictures, ["Press."], seed=1)
+    learner = learner_of(policy)
+    said = learner.token_logprobs([honest], pictures.__getitem__)[0]
+    filled = iter(said)
+    exact = honest.model_copy(
+        update={"logprobs": [next(filled) if sampled else 0.0 for sampled in honest.loss_mask]}
+    )
+    metrics = learner.step([members(exact)], pictures.__getitem__)
+    assert metrics["learner/engine_logprob_gap_max"] < 1e-6
+    assert metrics["learner/engine_logprob_gap_alarm"] == 0
+    assert metrics["learner/fresh_weight"] == pytest.approx(1.0, abs=1e-6)
+    metrics = learner.step([members(honest, other)], pictures.__getitem__)
+    assert metrics["learner/engine_logprob_gap"] > 0.05
+    assert metrics["learner/engine_logprob_gap_alarm"] == 1

@@ -44,7 +44,8 @@ def test_engine_replay_and_learner_together_raise_the_probability_of_success():
         )
         for n, (instruction, reply) in enumerate(INSTRUCTIONS.items())
     ]
-    section = LearnerSection(lr=5e-4, micro_batch_rows=8)
+    section = LearnerSection(lr=5e-4, max_row_tokens=4096)
+    engine = HFEngine(policy, max_batch=8)  # before the learner takes the model over
     learner = Learner(policy, section, ReplaySection(), temperature=1.0, seed=0)
 
     def success():
@@ -57,7 +58,7 @@ def test_engine_replay_and_learner_together_raise_the_probability_of_success():
     replay, gaps = ReplayBuffer(ReplaySection()), []
 
     async def train():
-        engine = HFEngine(policy, max_batch=8)
+        await engine.push(learner.weights(), 0)
         for step in range(8):
             groups = []
             for number, (demonstration, wanted) in enumerate(zip(shown, INSTRUCTIONS.values(), strict=True)):

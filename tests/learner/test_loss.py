@@ -5,7 +5,7 @@ import torch
 from reference import Rule, token_loss
 
 from arpo.config.sections import LearnerSection
-from arpo.learner.loss import policy_loss, replay_weight
+from arpo.learner.loss import importance_weight, kl_divergence, policy_loss, shares
 
 # below, at, between and above the clips, and beyond the dual clip
 RATIOS = [0.1, 0.79, 0.8, 0.81, 1.0, 1.29, 1.3, 1.31, 2.9, 3.1, 8.0]
@@ -20,8 +20,8 @@ def compute(ratios, advantages, weights=None, total=None, **section):
         log_pi_old,
         torch.tensor(advantages, dtype=torch.float64),
         torch.tensor(weights or [1.0] * len(ratios), dtype=torch.float64),
+        torch.full((len(ratios),), 1 / (total or len(ratios)), dtype=torch.float64),
         section=LearnerSection(**section),
-        total_tokens=total or len(ratios),
     )
     result.loss.backward()
     return result, log_pi.grad
@@ -71,8 +71,34 @@ def test_the_metrics_name_the_clip_that_bites():
     assert (result.tokens["kl"] >= 0).all()
 
 
-def test_the_replay_weight_is_truncated_and_carries_no_gradient():
+def test_the_importance_weight_is_truncated_and_carries_no_gradient():
     old = torch.tensor([-1.0, -1.0, -1.0], requires_grad=True)
-    weight = replay_weight(old, torch.tensor([-1.0, -0.5, -4.0]), cap=2.0)
+    weight = importance_weight(old, torch.tensor([-1.0, -0.5, -4.0]), cap=2.0)
     assert weight.tolist() == pytest.approx([1.0, math.exp(-0.5), 2.0])
     assert not weight.requires_grad
+
+
+@pytest.mark.parametrize(
+    ("mean", "expected"),
+    [("token", [1 / 8] * 4), ("sequence", [1 / 6, 1 / 9, 1 / 6, 1 / 9]), ("constant", [1 / 30] * 4)],
+)
+def test_shares_of_a_token_by_mean(mean, expected):
+    counts = [2, 3, 0, 3]
+    got = shares(counts, LearnerSection(mean=mean, mean_constant=10))
+    filled = [(g, e) for g, e, count in zip(got, expected, counts, strict=True) if count]
+    assert [g for g, _ in filled] == pytest.approx([e for _, e in filled])
+    if mean != "constant":
+        assert sum(c * g for c, g in zip(counts, got, strict=True)) == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize(("estimator", "unbiased"), [("k1", True), ("k2", False), ("k3", True)])
+def test_estimates_of_the_divergence(estimator, unbiased):
+    p = torch.tensor([0.5, 0.3, 0.2], dtype=torch.float64)
+    q = torch.tensor([0.4, 0.4, 0.2], dtype=torch.float64)
+    exact = float((p * (p / q).log()).sum())
+    log_pi = p.log().requires_grad_()
+    value = (p * kl_divergence(log_pi, q.log(), estimator)).sum()
+    assert float(value.detach()) == pytest.approx(exact, rel=1e-12 if unbiased else 0.1)
+    assert float(kl_divergence(q.log(), q.log(), estimator).abs().sum()) == 0
+    with pytest.raises(ValueError, match="no estimator"):
+        kl_divergence(log_pi, q.log(), "k4")

@@ -108,19 +108,32 @@ class AgentSection(Section):
     """Screenshots are scaled up to at least this many pixels."""
 
 
+class LoraSection(Section):
+    """Low-rank adapters in place of full training."""
+
+    rank: NonNegative = 0
+    """Rank of the adapters on every linear layer of the language model; 0: train the model itself."""
+    alpha: Annotated[float, Field(gt=0)] = 32.0
+    """The adapters' update is scaled by alpha / rank."""
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Share of the adapters' inputs that is dropped while training."""
+
+
 class ModelSection(Section):
     """The policy model."""
 
     path: str = "tiny"
     """`tiny` (a 1 M parameter Qwen2.5-VL made on the spot), a local folder, or a hub name."""
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
-    """Parameter dtype."""
+    """What the model computes in; how trained weights are kept is `learner.weights`."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """`auto`: cuda when there is one."""
     freeze_vision: bool = True
     """Do not train the vision tower."""
     gradient_checkpointing: bool = False
-    """Trade compute for memory in the learner's forward pass."""
+    """Trade compute for memory: layers are computed again in the backward pass."""
+    lora: LoraSection = LoraSection()
+    """Train adapters instead of the weights."""
 
 
 class EngineSection(Section):
@@ -189,16 +202,40 @@ class LearnerSection(Section):
     """ε_high: the ratio is clipped above 1 + ε_high."""
     dual_clip: Annotated[float, Field(gt=1)] | None = 3.0
     """c: lower bound c·A of the objective for negative advantages; null switches it off."""
+    advantage: Literal["grpo", "rloo", "reinforce++", "reinforce++-baseline", "dr_grpo"] = "grpo"
+    """How rewards become advantages; all but `reinforce++` compare within the group."""
+    mean: Literal["token", "sequence", "constant"] = "token"
+    """What the loss averages over: all tokens; tokens, then sequences; or `mean_constant` tokens a sequence (Dr.GRPO)."""
+    mean_constant: Positive = 1024
+    """Tokens a sequence counts as with `mean=constant`, however long it is."""
     format_coef: Annotated[float, Field(ge=0)] = 0.5
     """Reward = score + format_coef · format."""
+    kl: Literal["off", "k1", "k2", "k3"] = "off"
+    """Estimator of the KL divergence from the frozen reference (the policy that training began with) in the loss."""
+    kl_coef: Annotated[float, Field(ge=0)] = 0.001
+    """Weight of that divergence."""
+    importance: Literal["truncated", "none"] = "truncated"
+    """Weight of fresh tokens: `truncated` ratio of the learner's probability to the engine's; `none`: 1."""
+    importance_cap: Annotated[float, Field(gt=0)] = 2.0
+    """Upper bound of that weight."""
+    logprob_gap_alarm: Annotated[float, Field(gt=0)] = 0.05
+    """Alarm when the mean difference between engine and learner log-probs of fresh tokens is larger than this."""
     epochs: Positive = 1
     """Passes over a batch of groups."""
     minibatches: Positive = 1
     """Optimizer steps an epoch; the rows are divided evenly."""
-    micro_batch_rows: Positive = 1
-    """Rows in one forward and backward pass; must divide the rows of a minibatch."""
     max_row_tokens: Positive = 65_536
-    """Longest row; must hold at least one screenshot and one turn."""
+    """Tokens of a packed row, which is one forward and backward pass; a longer trajectory is cut."""
+    cut: Literal["last_turns", "oldest_screenshots", "skip"] = "last_turns"
+    """A trajectory longer than a row loses its last turns, or its oldest screenshots, or is left out."""
+    logits_chunk: Positive = 1024
+    """Tokens whose logits exist at the same time."""
+    weights: Literal["fp32", "kahan"] = "fp32"
+    """Trained weights: fp32 masters, or bf16 with Kahan summation, at half the memory."""
+    cpu_offload: bool = False
+    """Keep weights, gradients and optimizer state in the host's memory between uses."""
+    ranks: NonNegative = 0
+    """Processes that the weights are sharded over; 0: one for each of `hardware.gpus`, at least one."""
 
 
 class ImitationSection(Section):

@@ -1,7 +1,8 @@
 """The learner: groups of trajectories in, a better policy out.
 
 Invariant: what a step does depends on the weights, the optimizer state, the groups and the step's number
-alone, so a learner restored from a checkpoint goes on as if it had never stopped.
+alone, so a learner restored from a checkpoint goes on as if it had never stopped, on as many ranks as there are
+then.
 """
 
 from __future__ import annotations
@@ -9,85 +10,102 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Mapping, Sequence
-from typing import Any
+from itertools import pairwise
+from typing import Any, TypeVar
 
 import torch
 
 from arpo.config.sections import LearnerSection, ReplaySection
-from arpo.learner.batch import ImageSource, Row, chunks, forward_rows, rows_of, split_evenly
-from arpo.learner.imitation import Imitator, sequence_logprobs
-from arpo.learner.loss import policy_loss, replay_weight
+from arpo.learner.imitation import Imitator
+from arpo.learner.loss import importance_weight, policy_loss, shares
 from arpo.learner.meter import Meter
-from arpo.learner.optimizer import MasterAdamW
+from arpo.learner.optimizer import AdamW
+from arpo.learner.passes import Passes
+from arpo.learner.ranks import Ranks, alone
+from arpo.learner.rows import Row, rows_of, whole_row
+from arpo.learner.sharding import ShardedPolicy
 from arpo.policy.load import Policy
+from arpo.policy.vision import ImageSource
 from arpo.trajectory import GroupMember, Trajectory
+
+T = TypeVar("T")
 
 
 class Learner:
-    """Trains `policy` in place.
+    """Trains a policy, whose model it takes over and shards.
 
     temperature: the sampling temperature; ratios are between distributions at this temperature. A nucleus (top_p
     below 1) is the engine's alone: it shows as a difference between engine and learner log-probs.
     seed: of the order in which rows meet the optimizer when a step has several minibatches.
+    ranks: the processes that train together; None: this one alone. Every rank makes a learner with the same
+    arguments and then calls the same methods with the same arguments. images, where it is an argument, gives the
+    encoded screenshot with a sha256; each rank asks for those of its own rows.
     """
 
     def __init__(
-        self, policy: Policy, section: LearnerSection, replay: ReplaySection, *, temperature: float, seed: int
+        self,
+        policy: Policy,
+        section: LearnerSection,
+        replay: ReplaySection,
+        *,
+        temperature: float,
+        seed: int,
+        ranks: Ranks | None = None,
     ) -> None:
         self.policy = policy
         self.section = section
+        self.ranks = ranks or alone(policy.device)
         self._replay = replay
-        self._temperature = temperature
         self._seed = seed
-        self._trained = {n: p for n, p in policy.model.named_parameters() if p.requires_grad}
-        self._optimizer = MasterAdamW(
-            self._trained,
+        self._model = ShardedPolicy(policy, section, self.ranks)
+        self._passes = Passes(self._model, self.ranks, limit=section.max_row_tokens, temperature=temperature)
+        self._optimizer = AdamW(
+            self._model.trained,
             lr=section.lr,
             warmup_steps=section.warmup_steps,
             weight_decay=section.weight_decay,
             betas=section.betas,
             grad_clip=section.grad_clip,
+            ranks=self.ranks,
         )
         self._steps = torch.zeros((), dtype=torch.long)
+        self._reference = (
+            {name: p.detach().clone() for name, p in self._model.trained.items()}
+            if section.kl != "off"
+            else None
+        )
         self._imitator: Imitator | None = None
 
     def step(self, groups: Sequence[Sequence[GroupMember]], images: ImageSource) -> dict[str, float]:
         """One ARPO step over closed groups: `epochs` passes of `minibatches` optimizer steps.
 
         groups: of any sizes; a group of one, or with equal rewards, adds no gradient but its tokens count in
-        the mean. images: gives the encoded screenshot with a sha256. Rows longer than `max_row_tokens` are
-        left out and counted. Returns metrics. Raises ValueError for an invalid trajectory.
+        the mean. Trajectories longer than `max_row_tokens` are cut by the rule `learner.cut`, and counted.
+        Returns metrics. Raises ValueError for an invalid trajectory.
         """
         started = time.monotonic()
         self._imitator = None  # its moments are of no use from here on
         self.policy.model.train()
         section = self.section
-        everything = rows_of(groups, section.format_coef)
-        rows = [
-            row
-            for row in everything
-            if len(row.trajectory.token_ids) <= section.max_row_tokens and row.sampled
-        ]
+        batch = rows_of(groups, section, self.policy.encoder)
+        rows = batch.rows
         several = section.epochs * section.minibatches > 1
         # with one optimizer step π_old is π itself, and its forward pass is the only one that is needed
-        old = self._logprobs(rows, images) if several else [None] * len(rows)
-        pairs = list(zip(rows, old, strict=True))
+        old = self._passes.logprobs(rows, images) if several else None
+        reference = self._reference_logprobs(rows, images)
         meter = Meter()
+        order = list(range(len(rows)))
         rng = random.Random(f"{self._seed}/{int(self._steps)}")  # noqa: S311 - not a secret
         for _ in range(section.epochs):
             if section.minibatches > 1:
-                rng.shuffle(pairs)
-            for minibatch in split_evenly(pairs, section.minibatches):
-                self._optimizer_step(minibatch, images, meter)
+                rng.shuffle(order)
+            for minibatch in split_evenly(order, section.minibatches):
+                self._optimizer_step(rows, minibatch, old, reference, images, meter)
         self._steps += 1
-        return {
-            **meter.metrics(),
-            "learner/rows": float(len(rows)),
-            "learner/rows_replayed": float(sum(row.replayed for row in rows)),
-            "learner/rows_too_long": float(
-                sum(len(row.trajectory.token_ids) > section.max_row_tokens for row in everything)
-            ),
-            "learner/rows_without_signal": float(sum(row.advantage == 0 for row in rows)),
+        metrics = {**meter.metrics(self.ranks), **batch.metrics()}
+        gap = metrics.get("learner/engine_logprob_gap", 0.0)
+        return metrics | {
+            "learner/engine_logprob_gap_alarm": float(not gap <= section.logprob_gap_alarm),
             "learner/seconds": time.monotonic() - started,
         }
 
@@ -96,39 +114,34 @@ class Learner:
     ) -> dict[str, float]:
         """One optimizer step of imitation: cross-entropy on the sampled tokens of demonstrations."""
         if self._imitator is None or self._imitator.lr != lr:
-            self._imitator = Imitator(
-                self.policy,
-                lr=lr,
-                grad_clip=self.section.grad_clip,
-                temperature=self._temperature,
-                micro_batch_rows=self.section.micro_batch_rows,
-            )
+            self._imitator = Imitator(self._passes, lr=lr, grad_clip=self.section.grad_clip)
         self.policy.model.train()
-        metrics = self._imitator.step(demonstrations, images)
-        self._optimizer.adopt()
-        return metrics
+        return self._imitator.step(demonstrations, images)
+
+    def token_logprobs(self, trajectories: Sequence[Trajectory], images: ImageSource) -> list[list[float]]:
+        """For each trajectory the log-prob of every sampled token under the policy as it is."""
+        rows = [whole_row(trajectory) for trajectory in trajectories]
+        return [row.tolist() for row in self._passes.logprobs(rows, images)]
 
     def sequence_logprobs(self, trajectories: Sequence[Trajectory], images: ImageSource) -> list[float]:
         """For each trajectory the log-prob of sampling all its sampled tokens under the policy as it is."""
-        return sequence_logprobs(
-            self.policy,
-            trajectories,
-            images,
-            temperature=self._temperature,
-            micro_batch_rows=self.section.micro_batch_rows,
-        )
+        return [sum(row) for row in self.token_logprobs(trajectories, images)]
 
     def weights(self) -> Mapping[str, torch.Tensor]:
-        """All parameters by name, for `Engine.push`. Views: the next step changes them, so copy before it."""
-        return {name: parameter.detach() for name, parameter in self.policy.model.named_parameters()}
+        """All parameters by name, whole, adapters folded in, for `Engine.push`.
+
+        On one rank they are views: the next step changes them, so copy before it.
+        """
+        return self._model.weights()
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything a resumed run needs, as named tensors (views, not copies)."""
-        return {
+        """Everything a resumed run needs, as named tensors, sharded over the ranks (views, not copies)."""
+        state = {
             "steps": self._steps,
-            "model": dict(self.weights()),
+            "model": {name: p.detach() for name, p in self.policy.model.named_parameters()},
             "optimizer": self._optimizer.state_dict(),
         }
+        return state | ({"reference": self._reference} if self._reference is not None else {})
 
     @torch.no_grad()
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -137,48 +150,61 @@ class Learner:
         self._steps.copy_(state["steps"])
         for name, parameter in self.policy.model.named_parameters():
             parameter.copy_(state["model"][name])
+        for name, tensor in (self._reference or {}).items():
+            tensor.copy_(state["reference"][name])
         self._optimizer.load_state_dict(state["optimizer"])
+        self._model.forget_pictures()
 
     @torch.no_grad()
-    def _logprobs(self, rows: Sequence[Row], images: ImageSource) -> list[torch.Tensor | None]:
-        """log π of every row's sampled tokens, under the weights as they are."""
-        logprobs: list[torch.Tensor | None] = []
-        for part in chunks(rows, self.section.micro_batch_rows):
-            tokens = forward_rows(self.policy, [row.trajectory for row in part], images, self._temperature)
-            logprobs += torch.split(tokens.logprobs, tokens.counts)
-        return logprobs
+    def _reference_logprobs(self, rows: Sequence[Row], images: ImageSource) -> list[torch.Tensor] | None:
+        """log π_ref of every row's sampled tokens; None when no divergence is wanted."""
+        if self._reference is None:
+            return None
+        if int(self._steps) == 0:  # training begins: with what imitation has made of the policy
+            for name, parameter in self._model.trained.items():
+                self._reference[name].copy_(parameter)
+        with self._model.exchanged(self._reference):
+            return self._passes.logprobs(rows, images)
 
     def _optimizer_step(
-        self, minibatch: Sequence[tuple[Row, torch.Tensor | None]], images: ImageSource, meter: Meter
+        self,
+        rows: Sequence[Row],
+        minibatch: Sequence[int],
+        old: Sequence[torch.Tensor] | None,
+        reference: Sequence[torch.Tensor] | None,
+        images: ImageSource,
+        meter: Meter,
     ) -> None:
-        """Backward over the micro-batches of one minibatch, then one update."""
-        total_tokens = sum(len(row.sampled) for row, _ in minibatch)
-        # neighbours of similar length waste little on padding; the sum over tokens does not depend on the
-        # order
-        by_length = sorted(minibatch, key=lambda pair: len(pair[0].trajectory.token_ids))
-        for part in chunks(by_length, self.section.micro_batch_rows):
-            rows = [row for row, _ in part]
-            tokens = forward_rows(self.policy, [row.trajectory for row in rows], images, self._temperature)
+        """Backward over the passes of one minibatch, then one update."""
+        chosen = [rows[index] for index in minibatch]
+        share = shares([len(row.sampled) for row in chosen], self.section)
+        for indices, tokens in self._passes.run(chosen, images):
+            own = [chosen[index] for index in indices]
             log_pi = tokens.logprobs
-            log_pi_old = torch.cat(
-                [
-                    log_pi_of_row.detach() if old is None else old
-                    for log_pi_of_row, (_, old) in zip(torch.split(log_pi, tokens.counts), part, strict=True)
-                ]
-            )
-            behaviour = torch.cat([row.behaviour for row in rows]).to(log_pi.device)
-            replayed = _per_token([float(row.replayed) for row in rows], tokens.counts, log_pi).bool()
-            weight = torch.ones_like(log_pi_old)
-            if self._replay.importance == "truncated":
-                truncated = replay_weight(log_pi_old, behaviour, self._replay.importance_cap)
-                weight = torch.where(replayed, truncated, weight)
+
+            def stored(values: Sequence[torch.Tensor] | None) -> torch.Tensor | None:
+                """What was computed before the minibatch, of the tokens of this pass."""
+                if values is None:
+                    return None
+                parts = [values[minibatch[index]] for index in indices]  # noqa: B023 - called in the loop
+                return torch.cat(parts).to(log_pi) if parts else log_pi.detach()  # noqa: B023
+
+            log_pi_old = stored(old)
+            if log_pi_old is None:
+                log_pi_old = log_pi.detach()
+            behaviour = torch.cat([row.behaviour for row in own]).to(log_pi) if own else log_pi_old
+            replayed = tokens.spread([row.replayed for row in own])
+            # in a context that was cut, what the engine said of these tokens is no behaviour log-prob
+            comparable = tokens.spread([row.same_context for row in own])
+            weight = self._weight(log_pi_old, behaviour, replayed, comparable)
             result = policy_loss(
                 log_pi,
                 log_pi_old,
-                _per_token([row.advantage for row in rows], tokens.counts, log_pi),
+                tokens.spread([row.advantage for row in own]),
                 weight,
+                tokens.spread([share[index] for index in indices]),
                 section=self.section,
-                total_tokens=total_tokens,
+                log_pi_ref=stored(reference),
             )
             result.loss.backward()  # type: ignore[no-untyped-call]
             self._optimizer.accumulate()
@@ -186,11 +212,27 @@ class Learner:
             for name, values in (result.tokens | {"entropy": tokens.entropy}).items():
                 meter.tokens(name, values)
             meter.tokens("replay_weight", weight[replayed])
-            meter.tokens("engine_logprob_gap", (log_pi_old - behaviour).abs()[~replayed])
-        meter.optimizer_step(self._optimizer.step(), total_tokens)
+            meter.tokens("fresh_weight", weight[~replayed])
+            meter.tokens("engine_logprob_gap", (log_pi_old - behaviour).abs()[~replayed & comparable])
+        meter.optimizer_step(self._optimizer.step())
+
+    def _weight(
+        self,
+        log_pi_old: torch.Tensor,
+        behaviour: torch.Tensor,
+        replayed: torch.Tensor,
+        comparable: torch.Tensor,
+    ) -> torch.Tensor:
+        """Importance weight of every token [N], by the rule for fresh and the one for replayed ones."""
+        weight = torch.ones_like(log_pi_old)
+        for rules, chosen in ((self.section, ~replayed), (self._replay, replayed)):
+            if rules.importance == "truncated":
+                truncated = importance_weight(log_pi_old, behaviour, rules.importance_cap)
+                weight = torch.where(chosen & comparable, truncated, weight)
+        return weight
 
 
-def _per_token(values: Sequence[float], counts: Sequence[int], like: torch.Tensor) -> torch.Tensor:
-    """One value a row → one value a token."""
-    repeats = torch.tensor(counts, device=like.device)
-    return torch.tensor(values, device=like.device, dtype=like.dtype).repeat_interleave(repeats)
+def split_evenly(items: Sequence[T], parts: int) -> list[Sequence[T]]:
+    """`parts` consecutive parts whose sizes differ by at most one; empty ones are left out."""
+    bounds = [len(items) * part // parts for part in range(parts + 1)]
+    return [items[a:b] for a, b in pairwise(bounds) if a < b]

@@ -100,5 +100,7 @@ class ChatEncoder:
     def _control(self, token: str) -> int:
         token_id = self._tokenizer.token_to_id(token)
         if token_id is None:
-            raise ConfigError(f"the model's tokenizer has no {token}; use a Qwen2-VL or Qwen2.5-VL model")
+            raise ConfigError(
+                f"the model's tokenizer has no {token}; use a Qwen2-VL, Qwen2.5-VL or Qwen3-VL model"
+            )
         return token_id

@@ -57,7 +57,7 @@ class ImageEncoder:
             if sha256 in self._cached:
                 self._cached.move_to_end(sha256)
                 return self._cached[sha256]
-        encoded = self._preprocess(load(sha256))
+        encoded = self.decode(load(sha256))
         with self._lock:
             if sha256 not in self._cached:
                 self._cached[sha256] = encoded
@@ -67,7 +67,8 @@ class ImageEncoder:
                 self._used_bytes -= oldest.pixel_values.nbytes
         return encoded
 
-    def _preprocess(self, data: bytes) -> EncodedImage:
+    def decode(self, data: bytes) -> EncodedImage:
+        """Preprocess an encoded picture without remembering it. Raises ValueError."""
         try:
             with Image.open(io.BytesIO(data)) as opened:
                 picture = opened.convert("RGB")

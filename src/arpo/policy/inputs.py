@@ -1,18 +1,20 @@
 """Rows of token ids and pictures → the tensors of one forward pass.
 
-Invariant: a row in a padded batch gets the same positions (Qwen's three-dimensional rotary positions) as the
-row alone.
+Invariant: a row in a padded batch or a packed one gets the same positions (Qwen's three-dimensional rotary
+positions) as the row alone.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import torch
+from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from arpo.policy.images import EncodedImage
+from arpo.policy.vision import ImageFeatures
 
 if TYPE_CHECKING:
     from arpo.policy.load import Policy
@@ -27,14 +29,8 @@ class ModelRow:
 
     def check(self, image_token_id: int) -> None:
         """Raises ValueError when the row is empty or its image tokens are not those of its pictures."""
-        if not self.token_ids:
-            raise ValueError("a row is empty")
-        held = sum(token == image_token_id for token in self.token_ids)
-        expected = sum(image.tokens for image in self.images)
-        if held != expected:
-            raise ValueError(
-                f"a row holds {held} image tokens, its {len(self.images)} pictures are {expected}"
-            )
+        ids = torch.as_tensor(self.token_ids)
+        _check_row(ids, [image.tokens for image in self.images], image_token_id)
 
 
 @dataclass(frozen=True)
@@ -59,8 +55,52 @@ class ModelInputs:
         return {"pixel_values": self.pixel_values, "image_grid_thw": self.image_grid_thw}
 
 
-def collate(policy: Policy, rows: Sequence[ModelRow], *, pad: Literal["left", "right"]) -> ModelInputs:
-    """Pad rows into tensors on the policy's device.
+@dataclass(frozen=True)
+class PackedInputs:
+    """Several rows, one behind the other: L tokens without padding.
+
+    input_ids [1, L]; position_ids [3, 1, L]: each row's begin at 0; lengths: tokens of each row.
+    """
+
+    input_ids: torch.Tensor
+    position_ids: torch.Tensor
+    lengths: list[int]
+    images: Sequence[ImageFeatures]
+
+    def vision(self) -> dict[str, Any]:
+        """What the vision tower would give the model for these pictures."""
+        if not self.images:
+            return {}
+        outputs = BaseModelOutputWithPooling(pooler_output=tuple(i.embedding for i in self.images))
+        levels = zip(*(image.deepstack for image in self.images), strict=True)
+        outputs.deepstack_features = [tuple(level) for level in levels]
+        return {"image": outputs}
+
+
+def pack(
+    policy: Policy, rows: Sequence[tuple[Sequence[int] | torch.Tensor, Sequence[ImageFeatures]]]
+) -> PackedInputs:
+    """Put rows (token ids, features of their pictures) one behind the other, on the policy's device.
+
+    Raises ValueError when a row is empty or its image tokens are not those of its pictures.
+    """
+    image_id = policy.encoder.image_token_id
+    ids, positions = [], []
+    for token_ids, pictures in rows:
+        row = torch.as_tensor(token_ids, dtype=torch.long)
+        _check_row(row, [len(picture.embedding) for picture in pictures], image_id)
+        ids.append(row)
+        positions.append(_rotary_positions(policy.model, row, [p.grid for p in pictures], image_id))
+    return PackedInputs(
+        input_ids=torch.cat(ids)[None].to(policy.device),
+        position_ids=torch.cat(positions, dim=1)[:, None].to(policy.device),
+        lengths=[len(row) for row in ids],
+        images=[picture for _, pictures in rows for picture in pictures],
+    )
+
+
+def collate(policy: Policy, rows: Sequence[ModelRow]) -> ModelInputs:
+    """Pad rows on the left into tensors on the policy's device, for sampling.
 
     Raises ValueError when a row is empty or its image tokens are not those of its pictures.
     """
@@ -69,11 +109,12 @@ def collate(policy: Policy, rows: Sequence[ModelRow], *, pad: Literal["left", "r
     attention_mask = torch.zeros((len(rows), length), dtype=torch.long)
     position_ids = torch.zeros((3, len(rows), length), dtype=torch.long)
     next_position = torch.zeros(len(rows), dtype=torch.long)
+    image_id = policy.encoder.image_token_id
     for index, row in enumerate(rows):
-        row.check(policy.encoder.image_token_id)
+        row.check(image_id)
         ids = torch.tensor(row.token_ids, dtype=torch.long)
-        place = slice(0, len(ids)) if pad == "right" else slice(length - len(ids), length)
-        positions = _rotary_positions(policy.model, ids, row.images, policy.encoder.image_token_id)
+        place = slice(length - len(ids), length)
+        positions = _rotary_positions(policy.model, ids, [image.grid for image in row.images], image_id)
         input_ids[index, place] = ids
         attention_mask[index, place] = 1
         position_ids[:, index, place] = positions
@@ -90,15 +131,25 @@ def collate(policy: Policy, rows: Sequence[ModelRow], *, pad: Literal["left", "r
     )
 
 
+def _check_row(token_ids: torch.Tensor, image_tokens: Sequence[int], image_token_id: int) -> None:
+    if not len(token_ids):
+        raise ValueError("a row is empty")
+    held = int((token_ids == image_token_id).sum())
+    if held != sum(image_tokens):
+        raise ValueError(
+            f"a row holds {held} image tokens, its {len(image_tokens)} pictures are {sum(image_tokens)}"
+        )
+
+
 def _rotary_positions(
-    model: Any, ids: torch.Tensor, images: Sequence[EncodedImage], image_token_id: int
+    model: Any, ids: torch.Tensor, grids: Sequence[tuple[int, int, int]], image_token_id: int
 ) -> torch.Tensor:
     """Positions [3, L] of one unpadded row, from the model's own rule."""
-    if not images:
+    if not grids:
         return torch.arange(len(ids)).expand(3, -1)
     positions, _ = model.model.get_rope_index(
         ids[None],
         mm_token_type_ids=(ids == image_token_id).int()[None],
-        image_grid_thw=torch.tensor([image.grid for image in images]),
+        image_grid_thw=torch.tensor(grids),
     )
     return torch.as_tensor(positions[:, 0])

@@ -10,13 +10,16 @@ from typing import Any, Literal
 import torch
 from transformers import AutoImageProcessor, AutoModelForImageTextToText, AutoTokenizer
 
+from arpo.policy.attention import PACKED_ATTENTION
 from arpo.policy.encoder import ChatEncoder
 from arpo.policy.images import ImageEncoder
+from arpo.policy.lora import Lora, fold, inject
 from arpo.policy.quiet import no_progress_bars
 from arpo.policy.threads import leave_a_core
 from arpo.protocol.problems import ConfigError
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+_ATTENTION = {"": "sdpa", "text_config": PACKED_ATTENTION, "vision_config": "sdpa"}
 
 
 @dataclass(frozen=True)
@@ -34,6 +37,7 @@ class Policy:
     processor: Any
     suppressed: torch.Tensor
     pad_token_id: int
+    lora: Lora | None = None
 
     @property
     def device(self) -> torch.device:
@@ -41,8 +45,11 @@ class Policy:
         return self.suppressed.device
 
     def copy(self) -> Policy:
-        """The same policy with weights of its own; tokenizer and picture cache are shared."""
-        return replace(self, model=copy.deepcopy(self.model))
+        """The same policy with weights of its own and adapters folded in; tokenizer and picture cache are shared."""
+        model = copy.deepcopy(self.model)
+        if self.lora is not None:
+            fold(model)
+        return replace(self, model=model, lora=None)
 
     def save(self, folder: Path) -> None:
         """Write an ordinary Hugging Face model folder."""
@@ -61,11 +68,14 @@ def load_policy(
     max_pixels: int,
     freeze_vision: bool = True,
     gradient_checkpointing: bool = False,
+    lora: Lora | None = None,
+    seed: int = 0,
 ) -> Policy:
-    """Load a Qwen2-VL or Qwen2.5-VL policy from a folder, or from the hub by name.
+    """Load a Qwen2-VL, Qwen2.5-VL or Qwen3-VL policy from a folder, or from the hub by name.
 
     min_pixels, max_pixels: bounds of the picture that the model sees; they replace the model's own.
-    freeze_vision: the whole vision tower, its merger included, gets no gradients.
+    freeze_vision: the whole vision tower, its merger included, gets no gradients. lora: train adapters only;
+    seed: of their first values.
     On the CPU torch is left all cores but one (`arpo.policy.threads`).
     Raises ConfigError when there is no such model, it is no vision-language model, or the device is missing.
     """
@@ -79,9 +89,13 @@ def load_policy(
             processor = AutoImageProcessor.from_pretrained(
                 path_or_name, backend="pil", size={"shortest_edge": min_pixels, "longest_edge": max_pixels}
             )
-            model = AutoModelForImageTextToText.from_pretrained(path_or_name, dtype=_DTYPES[dtype])
+            model = AutoModelForImageTextToText.from_pretrained(
+                path_or_name, dtype=_DTYPES[dtype], attn_implementation=_ATTENTION
+            )
     except (OSError, ValueError) as error:
         raise ConfigError(_why(path_or_name, error)) from error
+    if lora is not None:
+        inject(model, lora, seed=seed)
     model.to(target)
     if freeze_vision:
         model.model.visual.requires_grad_(requires_grad=False)
@@ -104,6 +118,7 @@ def load_policy(
         processor=processor,
         suppressed=suppressed.to(target),
         pad_token_id=pad_token_id,
+        lora=lora,
     )
 
 

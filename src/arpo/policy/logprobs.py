@@ -1,36 +1,37 @@
 """Log-probs of tokens under the policy.
 
-Invariant: engine and learner compute them with the same function, `tempered_logits`, and the logits of a
-whole row never exist at once: the head is applied to the wanted positions only, chunk by chunk, and again in
-the backward pass.
+Invariant: engine and learner scale and mask logits with the same function (`head.tempered`), and what a
+trajectory's log-probs are does not depend on what else is in its packed row.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import TYPE_CHECKING
 
 import torch
-from torch.utils.checkpoint import checkpoint
 
-from arpo.policy.inputs import ModelRow, collate
+from arpo.policy.head import DEFAULT_CHUNK, chunked_logprobs, tempered
+from arpo.policy.inputs import pack
+from arpo.policy.vision import ImageSource, VisionTower
 
 if TYPE_CHECKING:
     from arpo.policy.load import Policy
 
-_CHUNK = 2048
-"""Positions whose logits exist together: 1.2 GB in fp32 with Qwen's vocabulary."""
-
 
 @dataclass(frozen=True)
-class TokenLogprobs:
-    """The N wanted tokens of a batch, row after row. logprobs carries gradients, entropy does not."""
+class TokenRow:
+    """A trajectory as the model reads it.
 
-    logprobs: torch.Tensor
-    entropy: torch.Tensor
-    counts: list[int]
-    """Wanted tokens of each row; they sum to N."""
+    token_ids hold one image-pad id for each image token of the pictures `images`, named by sha256, in order.
+    wanted: indices, each ≥ 1, of the tokens whose log-probs are asked for.
+    """
+
+    token_ids: Sequence[int] | torch.Tensor
+    images: Sequence[str]
+    wanted: Sequence[int] | torch.Tensor
 
 
 def tempered_logits(policy: Policy, hidden: torch.Tensor, temperature: torch.Tensor | float) -> torch.Tensor:
@@ -39,50 +40,50 @@ def tempered_logits(policy: Policy, hidden: torch.Tensor, temperature: torch.Ten
     temperature: a number, or [N, 1]. Ids that would pretend to be a picture get -inf: sampled into a row,
     they would break its pairing of image tokens and pictures.
     """
-    logits: torch.Tensor = policy.model.get_output_embeddings()(hidden).float() / temperature
-    return logits.masked_fill(policy.suppressed, -torch.inf)
+    return tempered(policy.model.get_output_embeddings()(hidden), policy.suppressed, temperature)
 
 
-def row_logprobs(
-    policy: Policy, rows: Sequence[ModelRow], wanted: Sequence[Sequence[int]], temperature: float
-) -> TokenLogprobs:
-    """Log-probs and entropies of chosen tokens, each given everything before it in its row.
+def packed_logprobs(
+    policy: Policy,
+    rows: Sequence[TokenRow],
+    images: ImageSource,
+    *,
+    temperature: float,
+    tower: VisionTower | None = None,
+    chunk: int = DEFAULT_CHUNK,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Log-probs and entropies [N] of the wanted tokens, row after row, each given what precedes it in its row.
 
-    wanted: for every row the indices of the tokens, each ≥ 1 (the first token of a row has no prediction).
-    Raises ValueError for index 0, and for rows that do not fit their pictures.
+    The rows are packed into one without padding: one forward pass. Log-probs carry gradients, entropies do
+    not. tower: remembers pictures between calls. Raises ValueError for index 0, and for rows that do not fit
+    their pictures.
     """
-    if any(index < 1 for indices in wanted for index in indices):
+    positions = [torch.as_tensor(row.wanted, dtype=torch.long) for row in rows]
+    if any(bool((wanted < 1).any()) for wanted in positions):
         raise ValueError("the first token of a row cannot be a sampled one")
-    # padded on the right under a causal mask no real token sees a padded one, so no mask is needed
-    inputs = collate(policy, rows, pad="right")
+    tower = tower or VisionTower(policy, cache_bytes=0)
+    features = tower.features([name for row in rows for name in row.images], images)
+    inputs = pack(policy, [(row.token_ids, [features[name] for name in row.images]) for row in rows])
     outputs = policy.model.model(
         input_ids=inputs.input_ids,
         attention_mask=None,
         position_ids=inputs.position_ids,
         use_cache=False,
-        **inputs.vision(),
+        mm_encoder_outputs=inputs.vision(),
+        packed_lengths=inputs.lengths,
     )
-    row = torch.tensor([i for i, indices in enumerate(wanted) for _ in indices], dtype=torch.long)
-    column = torch.tensor([index for indices in wanted for index in indices], dtype=torch.long)
-    row, column = row.to(policy.device), column.to(policy.device)
-    hidden = outputs.last_hidden_state[row, column - 1]
-    targets = inputs.input_ids[row, column]
-
-    def chunk(hidden: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        log_p = torch.log_softmax(tempered_logits(policy, hidden, temperature), dim=-1)
-        return log_p.gather(-1, targets[:, None])[:, 0], _entropy(log_p.detach())
-
-    parts = [
-        checkpoint(chunk, h, t, use_reentrant=False)
-        for h, t in zip(torch.split(hidden, _CHUNK), torch.split(targets, _CHUNK), strict=True)
-    ]
-    return TokenLogprobs(
-        logprobs=torch.cat([part[0] for part in parts]),
-        entropy=torch.cat([part[1] for part in parts]),
-        counts=[len(indices) for indices in wanted],
+    starts = accumulate([0, *inputs.lengths[:-1]])
+    wanted = torch.cat([start + row for start, row in zip(starts, positions, strict=True)]).to(policy.device)
+    hidden = outputs.last_hidden_state[0]
+    logprobs, entropy = chunked_logprobs(
+        hidden[wanted - 1],
+        policy.model.get_output_embeddings().weight,
+        inputs.input_ids[0, wanted],
+        policy.suppressed,
+        temperature=temperature,
+        chunk=chunk,
     )
-
-
-def _entropy(log_p: torch.Tensor) -> torch.Tensor:
-    """−Σ p log p of [N, vocabulary] log-probs; a suppressed id (log p = −inf) adds nothing."""
-    return -(log_p.exp() * log_p.clamp_min(torch.finfo(log_p.dtype).min)).sum(-1)
+    if "" in features:  # the blank picture must be in the graph, or its backward pass would be missing here
+        blank = features[""]
+        logprobs = logprobs + 0.0 * sum(t.sum() for t in (blank.embedding, *blank.deepstack))
+    return logprobs, entropy

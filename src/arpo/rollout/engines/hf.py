@@ -188,7 +188,7 @@ class HFEngine:
     def _sample(self, rows: Sequence[ModelRow], samplings: Sequence[Sampling]) -> list[Generation]:
         """Prefill B left-padded prompts, then extend them token by token over one key-value cache."""
         policy, size = self._policy, len(rows)
-        inputs = collate(policy, rows, pad="left")
+        inputs = collate(policy, rows)
         sampler = Sampler(samplings, policy.device)
         cache = DynamicCache(config=policy.model.config.get_text_config())
         longest = max(sampling.max_new_tokens for sampling in samplings)

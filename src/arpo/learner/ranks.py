@@ -1,0 +1,105 @@
+"""The processes that train one policy together.
+
+Invariant: all ranks of a group call the same collective operations in the same order. Rank 0 leads: it alone
+talks to the rest of the program.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+
+T = TypeVar("T")
+
+# Followers wait for the leader's next word while it collects episodes, for hours where desktops are slow.
+_PATIENCE = timedelta(days=30)
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """This process among those that train together.
+
+    device: where this rank's part of the model is. mesh: all ranks in one dimension. control: a gloo group for
+    small messages between them.
+    """
+
+    rank: int
+    size: int
+    device: torch.device
+    mesh: DeviceMesh
+    control: dist.ProcessGroup
+
+    @property
+    def lead(self) -> bool:
+        """This is rank 0."""
+        return self.rank == 0
+
+    @property
+    def checkpoint_group(self) -> dist.ProcessGroup | None:
+        """The group that writes checkpoints together; None for a rank that is alone."""
+        return self.control if self.size > 1 else None
+
+    def share(self, item: T | None) -> T:
+        """Rank 0's item, on every rank."""
+        if self.size == 1:
+            return item  # type: ignore[return-value]
+        box: list[Any] = [item]
+        dist.broadcast_object_list(box, src=0, group=self.control)
+        shared: T = box[0]
+        return shared
+
+    def gather(self, item: T) -> list[T]:
+        """Every rank's item in the order of ranks, on every rank."""
+        if self.size == 1:
+            return [item]
+        items: list[Any] = [None] * self.size
+        dist.all_gather_object(items, item, group=self.control)
+        return items
+
+    def sum(self, value: float) -> float:
+        """The sum of a number over all ranks, in fp64."""
+        return sum(self.gather(value))
+
+
+def alone(device: torch.device) -> Ranks:
+    """The only rank there is; joins no other process."""
+    if not dist.is_initialized():
+        dist.init_process_group(_backend(device), store=dist.HashStore(), rank=0, world_size=1)
+    return _ranks(device)
+
+
+def join(device: torch.device, *, rank: int, size: int, address: str) -> Ranks:
+    """Meet the other ranks; returns when all are there.
+
+    address: `tcp://host:port` of rank 0, the same for all, or `env://` under torchrun.
+    """
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    dist.init_process_group(_backend(device), init_method=address, rank=rank, world_size=size)
+    return _ranks(device)
+
+
+def leave() -> None:
+    """End this process's membership; the process may join again."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def _ranks(device: torch.device) -> Ranks:
+    size = dist.get_world_size()
+    return Ranks(
+        rank=dist.get_rank(),
+        size=size,
+        device=device,
+        mesh=init_device_mesh(device.type, (size,)),
+        control=dist.new_group(backend="gloo", timeout=_PATIENCE),
+    )
+
+
+def _backend(device: torch.device) -> str:
+    return "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
