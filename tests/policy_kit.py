@@ -13,7 +13,7 @@ from typing import Any
 from PIL import Image, ImageDraw
 
 from arpo.policy.load import Policy, load_policy
-from arpo.policy.tiny import cached_tiny
+from arpo.policy.tiny import Architecture, cached_tiny
 from arpo.trajectory import ImageRef, Trajectory, Turn
 
 MIN_PIXELS, MAX_PIXELS = 28 * 28 * 4, 28 * 28 * 24
@@ -26,13 +26,13 @@ CORPUS = [
 
 
 @cache
-def tiny_folder(seed: int = 0) -> Path:
-    return cached_tiny(Path(__file__).parent.parent / ".cache" / "tests", CORPUS, seed)
+def tiny_folder(seed: int = 0, architecture: Architecture = "qwen2_5_vl") -> Path:
+    return cached_tiny(Path(__file__).parent.parent / ".cache" / "tests", CORPUS, seed, architecture)
 
 
-def fresh_policy(**options: Any) -> Policy:
+def fresh_policy(architecture: Architecture = "qwen2_5_vl", **options: Any) -> Policy:
     options = {"device": "cpu", "min_pixels": MIN_PIXELS, "max_pixels": MAX_PIXELS} | options
-    return load_policy(tiny_folder(), **options)
+    return load_policy(tiny_folder(architecture=architecture), **options)
 
 
 def picture(seed: int, width: int = 140, height: int = 84) -> bytes:

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
+from torch._C._distributed_c10d import HashStore
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 T = TypeVar("T")
@@ -69,7 +70,7 @@ class Ranks:
 def alone(device: torch.device) -> Ranks:
     """The only rank there is; joins no other process."""
     if not dist.is_initialized():
-        dist.init_process_group(_backend(device), store=dist.HashStore(), rank=0, world_size=1)
+        dist.init_process_group(_backend(device), store=HashStore(), rank=0, world_size=1)
     return _ranks(device)
 
 

@@ -145,3 +145,4 @@ def _shard(module: ShardedPolicy, section: LearnerSection, ranks: Ranks) -> None
         if isinstance(part, FSDPModule):
             # the loss is a mean over all ranks' tokens already, so gradients are summed
             part.set_gradient_divide_factor(1.0)
+            part.set_force_sum_reduction_for_comms(True)  # gloo has no other reduction

@@ -39,7 +39,7 @@ class _ChunkedLogprobs(torch.autograd.Function):
         chunk: int,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         logprobs, entropies, normalisers = [], [], []
-        for h, t in zip(hidden.split(chunk), targets.split(chunk), strict=True):
+        for h, t in zip(torch.split(hidden, chunk), torch.split(targets, chunk), strict=True):
             logits = tempered(h @ weight.T, suppressed, temperature)
             normaliser = logits.logsumexp(-1)
             logprobs.append(logits.gather(-1, t[:, None])[:, 0] - normaliser)

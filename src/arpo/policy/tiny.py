@@ -1,4 +1,4 @@
-"""A Qwen2.5-VL of about one million parameters, made on the spot.
+"""A Qwen-VL of about one million parameters, made on the spot: Qwen2.5-VL, or one of its relatives.
 
 Invariant: the folder is an ordinary Hugging Face model folder, so the code that loads a 7B model loads this
 one; the same corpus and seed always give the same folder, and a folder that exists is complete.
@@ -15,13 +15,17 @@ import shutil
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, Literal
 
 from arpo.protocol.problems import ConfigError
+
+Architecture = Literal["qwen2_5_vl", "qwen2_vl", "qwen3_vl"]
+"""Of UI-TARS-1.5, of UI-TARS-2B, and Qwen's newest."""
 
 VOCABULARY = 2000
 _VISION_SCALE = 0.002
 _MARKER = "tiny.json"
-_RECIPE = 1
+_RECIPE = 2
 """Part of the hash: raise it when a change below changes what is built."""
 
 _PAD, _END = "<|endoftext|>", "<|im_end|>"
@@ -58,33 +62,37 @@ _CHAT_TEMPLATE = (
 )
 
 
-def corpus_hash(corpus: Sequence[str], seed: int) -> str:
-    """Names what `build_tiny` builds: sha256 over the recipe, the seed and the corpus in its order."""
-    document = json.dumps([_RECIPE, VOCABULARY, seed, list(corpus)], ensure_ascii=False)
+def corpus_hash(corpus: Sequence[str], seed: int, architecture: Architecture = "qwen2_5_vl") -> str:
+    """Names what `build_tiny` builds: sha256 over the recipe, its arguments and the corpus in its order."""
+    document = json.dumps([_RECIPE, VOCABULARY, architecture, seed, list(corpus)], ensure_ascii=False)
     return hashlib.sha256(document.encode()).hexdigest()
 
 
-def cached_tiny(cache_dir: Path, corpus: Sequence[str], seed: int) -> Path:
+def cached_tiny(
+    cache_dir: Path, corpus: Sequence[str], seed: int, architecture: Architecture = "qwen2_5_vl"
+) -> Path:
     """The folder of the tiny model for these inputs, built at the first call; processes may race."""
-    folder = cache_dir / f"tiny-{corpus_hash(corpus, seed)[:16]}"
-    build_tiny(folder, corpus, seed)
+    folder = cache_dir / f"tiny-{corpus_hash(corpus, seed, architecture)[:16]}"
+    build_tiny(folder, corpus, seed, architecture)
     return folder
 
 
-def build_tiny(folder: Path, corpus: Sequence[str], seed: int) -> None:
+def build_tiny(
+    folder: Path, corpus: Sequence[str], seed: int, architecture: Architecture = "qwen2_5_vl"
+) -> None:
     """Build the tiny model into `folder`; does nothing when it is there already.
 
     corpus: what the tokenizer's merges are learned from (prompts, instructions, replies); fewer tokens a
     reply are learned sooner, so give it the texts that the policy will read and write. seed: of the random
     weights. Raises ConfigError when the folder holds something else.
     """
-    key = corpus_hash(corpus, seed)
+    key = corpus_hash(corpus, seed, architecture)
     if _is_built(folder, key):
         return
     folder.parent.mkdir(parents=True, exist_ok=True)
     scratch = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
     try:
-        _write_model(scratch, _write_tokenizer(scratch, corpus), seed)
+        _write_model(scratch, _write_tokenizer(scratch, corpus), seed, architecture)
         (scratch / _MARKER).write_text(json.dumps({"key": key, "seed": seed}))
         scratch.chmod(0o755)  # mkdtemp makes it private
         try:
@@ -135,58 +143,72 @@ def _write_tokenizer(folder: Path, corpus: Sequence[str]) -> dict[str, int]:
     return dict(tokenizer.get_vocab())
 
 
-def _write_model(folder: Path, ids: dict[str, int], seed: int) -> None:
+def _write_model(folder: Path, ids: dict[str, int], seed: int, architecture: Architecture) -> None:
     import torch
-    from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
+    from transformers import AutoModelForImageTextToText
     from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
     from arpo.policy.quiet import no_progress_bars
 
-    config = Qwen2_5_VLConfig(
-        text_config={
-            "vocab_size": len(ids),
-            "hidden_size": 128,
-            "intermediate_size": 384,
-            "num_hidden_layers": 2,
-            "num_attention_heads": 4,
-            "num_key_value_heads": 2,
-            "max_position_embeddings": 32768,
-            # near 1/√hidden; with a large model's 0.02 imitation takes three times as many steps
-            "initializer_range": 0.08,
-            # sections of a head's 16 frequencies for time, height and width, in Qwen's proportions
-            "rope_parameters": {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [4, 6, 6]},
-            "bos_token_id": ids[_PAD],
-            "eos_token_id": ids[_END],
-            "pad_token_id": ids[_PAD],
-        },
-        vision_config={
-            "depth": 2,
-            "hidden_size": 64,
-            "intermediate_size": 128,
-            "num_heads": 4,
-            "out_hidden_size": 128,
-            "fullatt_block_indexes": [1],
-        },
-        image_token_id=ids["<|image_pad|>"],
-        video_token_id=ids["<|video_pad|>"],
-        vision_start_token_id=ids["<|vision_start|>"],
-        vision_end_token_id=ids["<|vision_end|>"],
-        tie_word_embeddings=True,
-    )
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(seed)
-        model = Qwen2_5_VLForConditionalGeneration(config)
+        model = AutoModelForImageTextToText.from_config(_config(architecture, ids))
         # A random tower's features are noise. Imitation latches onto them at full size, and then a picture that
         # differs from the demonstration's loses what instruction and history alone determine.
-        model.model.visual.merger.mlp[-1].weight.mul_(_VISION_SCALE)
+        mergers = [model.model.visual.merger, *getattr(model.model.visual, "deepstack_merger_list", [])]
+        for merger in mergers:
+            last = merger.linear_fc2 if architecture == "qwen3_vl" else merger.mlp[-1]
+            last.weight.mul_(_VISION_SCALE)
     model.generation_config.eos_token_id = ids[_END]
     model.generation_config.pad_token_id = ids[_PAD]
+    patch = model.config.vision_config.patch_size
     with no_progress_bars():
         model.save_pretrained(folder)
-    Qwen2VLImageProcessorPil().save_pretrained(folder)
+    Qwen2VLImageProcessorPil(patch_size=patch).save_pretrained(folder)
     preprocessor = folder / "preprocessor_config.json"
     document = json.loads(preprocessor.read_text())
     # the names that real Qwen2.5-VL folders carry, so that any backend of the auto classes finds its own
     # class
     document |= {"image_processor_type": "Qwen2VLImageProcessor", "processor_class": "Qwen2_5_VLProcessor"}
     preprocessor.write_text(json.dumps(document, indent=2))
+
+
+def _config(architecture: Architecture, ids: dict[str, int]) -> Any:
+    """Text 2 layers × 128, vision 2 blocks × 64."""
+    from transformers import Qwen2_5_VLConfig, Qwen2VLConfig, Qwen3VLConfig
+
+    text: dict[str, Any] = {
+        "vocab_size": len(ids),
+        "hidden_size": 128,
+        "intermediate_size": 384,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 32768,
+        # near 1/√hidden; with a large model's 0.02 imitation takes three times as many steps
+        "initializer_range": 0.08,
+        # sections of a head's 16 frequencies for time, height and width, in Qwen's proportions
+        "rope_parameters": {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [4, 6, 6]},
+        "bos_token_id": ids[_PAD],
+        "eos_token_id": ids[_END],
+        "pad_token_id": ids[_PAD],
+    }
+    vision: dict[str, Any] = {"depth": 2, "num_heads": 4}
+    whole: dict[str, Any] = {
+        "image_token_id": ids["<|image_pad|>"],
+        "video_token_id": ids["<|video_pad|>"],
+        "vision_start_token_id": ids["<|vision_start|>"],
+        "vision_end_token_id": ids["<|vision_end|>"],
+        "tie_word_embeddings": True,
+    }
+    wide = {"hidden_size": 64, "intermediate_size": 128, "out_hidden_size": 128}
+    match architecture:
+        case "qwen2_5_vl":
+            vision |= wide | {"fullatt_block_indexes": [1]}
+            return Qwen2_5_VLConfig(text_config=text, vision_config=vision, **whole)
+        case "qwen2_vl":
+            vision |= {"embed_dim": 64, "hidden_size": 128, "mlp_ratio": 2}
+            return Qwen2VLConfig(text_config=text, vision_config=vision, **whole)
+        case "qwen3_vl":
+            vision |= wide | {"num_position_embeddings": 256, "deepstack_visual_indexes": [0, 1]}
+            return Qwen3VLConfig(text_config=text | {"head_dim": 32}, vision_config=vision, **whole)
