@@ -30,7 +30,7 @@ def refused(result: subprocess.CompletedProcess[str]) -> str:
         ([SMOKE, "rollout.group_sise=4"], ["group_sise", "group_size"]),
         ([SMOKE, "trainer.tasks_per_step=999"], ["999", "tasks_per_step"]),
         ([SMOKE, "learner.max_row_tokens=64"], ["max_row_tokens", "screenshot"]),
-        ([SMOKE, "learner.micro_batch_rows=7"], ["micro_batch_rows", "divide"]),
+        ([SMOKE, "learner.minibatches=7"], ["minibatches", "divide"]),
         ([SMOKE, "trainer.max_steps=many"], ["trainer.max_steps", "many"]),
         ([SMOKE, "tasks.suite=no-such-suite"], ["no-such-suite", "local"]),
         (["worker.rollout.n=8", SMOKE], ["worker.rollout.n", "rollout.group_size"]),

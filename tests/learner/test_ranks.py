@@ -77,7 +77,10 @@ JOBS = {
         {"fp64": True, "section": SECTION, "policy": {"gradient_checkpointing": True}},
         1e-9,
     ),
-    "more ranks than rows in a pass": ({"fp64": True, "section": SECTION | {"max_row_tokens": 100_000}}, 1e-9),
+    "more ranks than rows in a pass": (
+        {"fp64": True, "section": SECTION | {"max_row_tokens": 100_000}},
+        1e-9,
+    ),
 }
 
 

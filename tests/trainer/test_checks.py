@@ -24,26 +24,19 @@ def test_the_defaults_fit_together():
             "learner.minibatches=3 does not divide the 16 rows of a step",
             "learner.minibatches=2",
         ),
-        (
-            [
-                "trainer.tasks_per_step=4",
-                "rollout.group_size=4",
-                "learner.minibatches=2",
-                "learner.micro_batch_rows=3",
-            ],
-            "learner.micro_batch_rows=3 does not divide the 8 rows of a minibatch",
-            "learner.micro_batch_rows=2",
-        ),
-        (
-            ["trainer.tasks_per_step=1", "rollout.group_size=2", "learner.micro_batch_rows=4"],
-            "learner.micro_batch_rows=4 does not divide the 2 rows",
-            "learner.micro_batch_rows=2",
-        ),
         (["agent.history_screenshots=8"], "less than rollout.max_steps=15", "agent.history_screenshots=15"),
         (["agent.max_pixels=3000"], "agent.min_pixels=3136 is above", "agent.min_pixels=3000"),
         (["agent.max_pixels=500", "agent.min_pixels=1"], "less than one image token", "784 or more"),
         (["learner.max_row_tokens=64"], "one screenshot and one turn", "learner.max_row_tokens="),
-        (["learner.max_row_tokens=8192"], "shorter than a whole episode", "learner.max_row_tokens="),
+        (
+            ["learner.max_row_tokens=8192", "learner.cut=skip"],
+            "shorter than a whole episode",
+            "learner.max_row_tokens=",
+        ),
+        (["learner.weights=kahan", "model.dtype=float32"], "in bf16", "model.dtype=bfloat16"),
+        (["model.lora.rank=8", "model.freeze_vision=false"], "adapters only", "model.freeze_vision=true"),
+        (["hardware.gpus=2", "learner.ranks=4"], "learner.ranks=4 is more", "learner.ranks=2"),
+        (["learner.cpu_offload=true"], "hardware.gpus=0", "learner.cpu_offload=false"),
         (["env.screen=[16384, 64]"], "aspect ratio", "env.screen="),
         (["env.url=http://host:18082"], "without env.token_file", "env.token_file="),
         (["env.url=host:18082", "env.token_file=t"], "no URL", "env.url=http://"),
@@ -69,13 +62,17 @@ def test_a_combination_that_cannot_work_is_named_with_its_fix(overrides, problem
     assert "\n" not in message
 
 
-@pytest.mark.parametrize("overrides", [["learner.max_row_tokens=64"], ["learner.max_row_tokens=8192"]])
-def test_the_row_length_that_is_proposed_is_accepted(overrides):
-    config = load_config(None, overrides)
+@pytest.mark.parametrize("tokens", [64, 8192])
+def test_the_row_length_that_is_proposed_is_accepted(tokens):
+    config = load_config(None, [f"learner.max_row_tokens={tokens}", "learner.cut=skip"])
     whole = row_tokens(config, config.rollout.max_steps)
     assert f"learner.max_row_tokens={whole}" in check(config)[0]
-    assert problems(f"learner.max_row_tokens={whole}") == []
-    assert problems(f"learner.max_row_tokens={whole - 1}") != []
+    assert problems(f"learner.max_row_tokens={whole}", "learner.cut=skip") == []
+    assert problems(f"learner.max_row_tokens={whole - 1}", "learner.cut=skip") != []
+
+
+def test_a_row_shorter_than_an_episode_is_fine_where_episodes_are_cut():
+    assert problems("learner.max_row_tokens=8192") == []
 
 
 def test_every_problem_is_reported():

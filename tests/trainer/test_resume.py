@@ -27,7 +27,7 @@ SMOKE = Path(__file__).parents[2] / "configs" / "smoke_cpu.yaml"
 SMALL = (
     "env.provider=simulated", "env.desktops=1", "env.screen=[640, 480]", "tasks.suite=simulated",
     "trainer.max_steps=2", "trainer.tasks_per_step=2", "trainer.eval_repeats=1", "trainer.eval_every=1",
-    "rollout.group_size=3", "learner.micro_batch_rows=3", "imitation.steps=30", "imitation.target_prob=0.3",
+    "rollout.group_size=3", "imitation.steps=30", "imitation.target_prob=0.3",
 )  # fmt: skip
 
 

@@ -35,7 +35,7 @@ def successor(key: str) -> Successor | None:
     return None
 
 
-_ALL_SINGLE_PROCESS = "the learner runs in one process"
+_PACKED = "rows are packed up to so many tokens"
 _COUNTS_MINIBATCHES = "the number of optimizer steps an epoch, not of rows in one"
 
 SUCCESSORS: dict[str, Successor] = {
@@ -52,11 +52,11 @@ SUCCESSORS: dict[str, Successor] = {
     "data.seed": Successor("run.seed"),
     "data.shuffle": Successor(None, "the order is always drawn from run.seed"),
     # algorithm
-    "algorithm.adv_estimator": Successor(None, "the advantage is GRPO's"),
-    "algorithm.disable_kl": Successor(None, "there is no KL term"),
-    "algorithm.use_kl_loss": Successor(None, "there is no KL term"),
-    "algorithm.kl_coef": Successor(None, "there is no KL term"),
-    "algorithm.kl_penalty": Successor(None, "there is no KL term"),
+    "algorithm.adv_estimator": Successor("learner.advantage", "without GAE and ReMax"),
+    "algorithm.disable_kl": Successor("learner.kl", "off"),
+    "algorithm.use_kl_loss": Successor("learner.kl", "k1, k2 or k3"),
+    "algorithm.kl_coef": Successor("learner.kl_coef"),
+    "algorithm.kl_penalty": Successor("learner.kl", "kl is k1, mse is k2, low_var_kl is k3"),
     "algorithm.enable_replay": Successor("replay.rule", "arpo or off"),
     # worker: rollout
     "worker.rollout.n": Successor("rollout.group_size"),
@@ -69,8 +69,8 @@ SUCCESSORS: dict[str, Successor] = {
     "worker.rollout.gpu_memory_utilization": Successor(None, "the engine runs in the trainer's process"),
     # worker: actor
     "worker.actor.global_batch_size": Successor("learner.minibatches", _COUNTS_MINIBATCHES),
-    "worker.actor.micro_batch_size_per_device_for_update": Successor("learner.micro_batch_rows"),
-    "worker.actor.micro_batch_size_per_device_for_experience": Successor("learner.micro_batch_rows"),
+    "worker.actor.micro_batch_size_per_device_for_update": Successor("learner.max_row_tokens", _PACKED),
+    "worker.actor.micro_batch_size_per_device_for_experience": Successor("learner.max_row_tokens", _PACKED),
     "worker.actor.ppo_epochs": Successor("learner.epochs"),
     "worker.actor.max_grad_norm": Successor("learner.grad_clip"),
     "worker.actor.clip_ratio_low": Successor("learner.clip_low"),
@@ -84,13 +84,14 @@ SUCCESSORS: dict[str, Successor] = {
     "worker.actor.model.model_path": Successor("model.path"),
     "worker.actor.model.freeze_vision_tower": Successor("model.freeze_vision"),
     "worker.actor.model.enable_gradient_checkpointing": Successor("model.gradient_checkpointing"),
-    "worker.actor.padding_free": Successor(None, "rows of one micro-batch are padded"),
-    "worker.actor.ulysses_sequence_parallel_size": Successor(None, _ALL_SINGLE_PROCESS),
-    "worker.actor.fsdp.enable_full_shard": Successor(None, _ALL_SINGLE_PROCESS),
-    "worker.actor.fsdp.enable_cpu_offload": Successor(None, _ALL_SINGLE_PROCESS),
+    "worker.actor.padding_free": Successor(None, "rows are always packed without padding"),
+    "worker.actor.ulysses_sequence_parallel_size": Successor(None, "a trajectory is whole on one rank"),
+    "worker.actor.fsdp.enable_full_shard": Successor(None, "weights are always sharded over learner.ranks"),
+    "worker.actor.fsdp.enable_cpu_offload": Successor("learner.cpu_offload"),
     "worker.actor.fsdp.torch_dtype": Successor("model.dtype"),
-    "worker.actor.offload.offload_params": Successor(None, _ALL_SINGLE_PROCESS),
-    "worker.actor.offload.offload_optimizer": Successor(None, _ALL_SINGLE_PROCESS),
+    "worker.actor.offload.offload_params": Successor("learner.cpu_offload"),
+    "worker.actor.offload.offload_optimizer": Successor("learner.cpu_offload"),
+    "worker.actor.optim.strategy": Successor("learner.weights", "adamw is fp32, adamw_bf16 is kahan"),
     # the same in verl's spelling
     "actor_rollout_ref.model.path": Successor("model.path"),
     "actor_rollout_ref.model.enable_gradient_checkpointing": Successor("model.gradient_checkpointing"),
@@ -99,7 +100,7 @@ SUCCESSORS: dict[str, Successor] = {
     "actor_rollout_ref.rollout.top_p": Successor("engine.top_p"),
     "actor_rollout_ref.actor.ppo_epochs": Successor("learner.epochs"),
     "actor_rollout_ref.actor.ppo_mini_batch_size": Successor("learner.minibatches", _COUNTS_MINIBATCHES),
-    "actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu": Successor("learner.micro_batch_rows"),
+    "actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu": Successor("learner.max_row_tokens", _PACKED),
     "actor_rollout_ref.actor.grad_clip": Successor("learner.grad_clip"),
     "actor_rollout_ref.actor.clip_ratio_low": Successor("learner.clip_low"),
     "actor_rollout_ref.actor.clip_ratio_high": Successor("learner.clip_high"),
@@ -130,6 +131,6 @@ SUCCESSORS: dict[str, Successor] = {
     "trainer.val_before_train": Successor("trainer.eval_before"),
     "trainer.val_only": Successor(None, "run `arpo evaluate`"),
     "trainer.n_gpus_per_node": Successor("hardware.gpus"),
-    "trainer.nnodes": Successor(None, _ALL_SINGLE_PROCESS),
+    "trainer.nnodes": Successor("learner.ranks", "processes; start them with torchrun on several nodes"),
     "trainer.logger": Successor(None, "metrics are in the run directory's metrics.jsonl"),
 }

@@ -53,14 +53,6 @@ def _batch(config: Config) -> Iterator[str]:
             f"learner.minibatches={learner.minibatches} does not divide the {rows} rows of a step ({step}); "
             f"fix: learner.minibatches={_divisor(rows, learner.minibatches)}"
         )
-        return
-    rows //= learner.minibatches
-    if rows % learner.micro_batch_rows:
-        yield (
-            f"learner.micro_batch_rows={learner.micro_batch_rows} does not divide the {rows} rows of a "
-            f"minibatch ({step} / learner.minibatches={learner.minibatches}); "
-            f"fix: learner.micro_batch_rows={_divisor(rows, learner.micro_batch_rows)}"
-        )
 
 
 def _screenshots(config: Config) -> Iterator[str]:
@@ -89,11 +81,11 @@ def _screenshots(config: Config) -> Iterator[str]:
             f"learner.max_row_tokens={max_tokens} is shorter than one screenshot and one turn (about {one}"
             f" tokens); fix: learner.max_row_tokens={whole}, for a whole episode, or a smaller agent.max_pixels"
         )
-    elif whole > max_tokens:
+    elif whole > max_tokens and config.learner.cut == "skip":
         yield (
-            f"learner.max_row_tokens={max_tokens} is shorter than a whole episode: a row keeps the screenshots "
-            f"and turns of all rollout.max_steps={max_steps} steps (about {whole} tokens); "
-            f"fix: learner.max_row_tokens={whole}, or a smaller agent.max_pixels or engine.max_new_tokens"
+            f"learner.max_row_tokens={max_tokens} is shorter than a whole episode of rollout.max_steps={max_steps} "
+            f"steps (about {whole} tokens), and learner.cut=skip leaves such episodes out; "
+            f"fix: learner.max_row_tokens={whole}, learner.cut=last_turns, or a smaller agent.max_pixels"
         )
 
 
@@ -108,7 +100,18 @@ def _environment(config: Config) -> Iterator[str]:
 
 
 def _model(config: Config) -> Iterator[str]:
-    model, agent, gpus = config.model, config.agent, config.hardware.gpus
+    model, agent, learner, gpus = config.model, config.agent, config.learner, config.hardware.gpus
+    if learner.weights == "kahan" and model.dtype != "bfloat16":
+        yield (
+            "learner.weights=kahan keeps weights in bf16, but model.dtype=float32; "
+            "fix: model.dtype=bfloat16 or learner.weights=fp32"
+        )
+    if model.lora.rank > 0 and not model.freeze_vision:
+        yield "model.lora trains adapters only, but model.freeze_vision=false; fix: model.freeze_vision=true"
+    if gpus > 0 and learner.ranks > gpus:
+        yield f"learner.ranks={learner.ranks} is more than hardware.gpus={gpus}; fix: learner.ranks={gpus}"
+    if learner.cpu_offload and gpus == 0:
+        yield "learner.cpu_offload moves weights off a GPU, but hardware.gpus=0; fix: learner.cpu_offload=false"
     if model.device == "cuda" and gpus == 0:
         yield "model.device=cuda needs a GPU, but hardware.gpus=0; fix: hardware.gpus=1 or model.device=auto"
     if model.device == "cpu" and gpus > 0:
