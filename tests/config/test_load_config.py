@@ -127,7 +127,7 @@ def test_keys_of_the_predecessor_name_their_successor(tmp_path):
     assert "worker.rollout.tensor_parallel_size does not exist here" in text
     assert "worker.actor.optim.lr is called learner.lr here" in text
     assert "worker.actor.x does not exist here" in text
-    assert "algorithm.adv_estimator does not exist here" in text
+    assert "algorithm.adv_estimator is called learner.advantage here" in text
     assert "env.num_envs is called env.desktops here" in text
     assert "trainer.total_episodes is called trainer.max_steps here" in text
     assert refusal("data.rollout_batch_size=32")[0].startswith(

@@ -150,6 +150,17 @@ def test_loss_and_gradient_of_every_parameter_are_the_references_to_1e_10_in_fp6
     assert metrics["learner/grad_norm"] == pytest.approx(norm, rel=1e-10)
 
 
+@pytest.mark.parametrize("architecture", ["qwen2_vl", "qwen3_vl"])
+def test_so_they_are_for_the_other_architectures(architecture):
+    policy, pictures = fp64_policy(architecture=architecture, freeze_vision=False), Pictures()
+    groups = two_groups(policy, pictures)
+    loss, gradient, _ = reference(policy, pictures, groups)
+    learner = learner_of(policy)
+    metrics = learner.step(groups, pictures.__getitem__)
+    assert metrics["learner/loss"] == pytest.approx(loss, rel=1e-10)
+    assert_close(first_gradient(learner), gradient, tolerance=1e-10, floor=1e-13)
+
+
 @pytest.mark.parametrize(("dtype", "tolerance", "floor"), [("float32", 1e-4, 1e-7), ("bfloat16", 0.1, 0.02)])
 def test_in_less_precision_they_are_the_references_to_a_stated_tolerance(dtype, tolerance, floor):
     policy, pictures = fresh_policy(dtype=dtype, freeze_vision=False), Pictures()

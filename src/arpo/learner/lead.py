@@ -80,7 +80,8 @@ def follow(learner: Learner) -> None:
     check the same arguments, so it is raised there as well.
     """
     while True:
-        method, arguments = learner.ranks.share(None)  # type: ignore[misc]
+        order: tuple[str, tuple[Any, ...]] = learner.ranks.share(None)
+        method, arguments = order
         if method == _END:
             return
         try:

@@ -45,14 +45,13 @@ class Ranks:
         """The group that writes checkpoints together; None for a rank that is alone."""
         return self.control if self.size > 1 else None
 
-    def share(self, item: T | None) -> T:
-        """Rank 0's item, on every rank."""
+    def share(self, item: Any) -> Any:
+        """Rank 0's item, on every rank; what the others pass is ignored."""
         if self.size == 1:
-            return item  # type: ignore[return-value]
-        box: list[Any] = [item]
+            return item
+        box = [item]
         dist.broadcast_object_list(box, src=0, group=self.control)
-        shared: T = box[0]
-        return shared
+        return box[0]
 
     def gather(self, item: T) -> list[T]:
         """Every rank's item in the order of ranks, on every rank."""
