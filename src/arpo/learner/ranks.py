@@ -26,7 +26,8 @@ class Ranks:
     """This process among those that train together.
 
     device: where this rank's part of the model is. mesh: all ranks in one dimension. control: a gloo group for
-    small messages between them.
+    small messages between them. saving: one for writing and reading checkpoints together, which goes on while
+    the ranks talk; None on a rank that is alone.
     """
 
     rank: int
@@ -34,16 +35,12 @@ class Ranks:
     device: torch.device
     mesh: DeviceMesh
     control: dist.ProcessGroup
+    saving: dist.ProcessGroup | None
 
     @property
     def lead(self) -> bool:
         """This is rank 0."""
         return self.rank == 0
-
-    @property
-    def checkpoint_group(self) -> dist.ProcessGroup | None:
-        """The group that writes checkpoints together; None for a rank that is alone."""
-        return self.control if self.size > 1 else None
 
     def share(self, item: Any) -> Any:
         """Rank 0's item, on every rank; what the others pass is ignored."""
@@ -98,6 +95,7 @@ def _ranks(device: torch.device) -> Ranks:
         device=device,
         mesh=init_device_mesh(device.type, (size,)),
         control=dist.new_group(backend="gloo", timeout=_PATIENCE),
+        saving=dist.new_group(backend="gloo") if size > 1 else None,
     )
 
 
