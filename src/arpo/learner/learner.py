@@ -9,11 +9,14 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Mapping, Sequence
+from concurrent.futures import Future
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from arpo.config.sections import LearnerSection, ReplaySection
+from arpo.learner import tensors
 from arpo.learner.batch import ImageSource, Row, chunks, forward_rows, rows_of, split_evenly
 from arpo.learner.imitation import Imitator, sequence_logprobs
 from arpo.learner.loss import policy_loss, replay_weight
@@ -129,6 +132,15 @@ class Learner:
             "model": dict(self.weights()),
             "optimizer": self._optimizer.state_dict(),
         }
+
+    def begin_save(self, folder: Path) -> Future[None]:
+        """Copy the state, then write it in the background; see `tensors.begin_save`."""
+        return tensors.begin_save(self.state_dict(), folder)
+
+    def load(self, folder: Path) -> None:
+        """Take the state that `begin_save` wrote. Raises what `tensors.load` raises; the state may then be a mixture."""
+        self._imitator = None
+        tensors.load(self.state_dict(), folder)
 
     @torch.no_grad()
     def load_state_dict(self, state: Mapping[str, Any]) -> None:

@@ -10,7 +10,8 @@ from functools import partial
 from arpo.agent.profiles import Profile, get_profile
 from arpo.client import EnvClient
 from arpo.config.model import Config
-from arpo.learner.checkpoint import HF_FOLDER, Checkpoint
+from arpo.learner.checkpoint import POLICY, Checkpoint
+from arpo.learner.export import fill as fill_weights
 from arpo.policy.load import Policy, load_policy
 from arpo.policy.tiny import cached_tiny
 from arpo.protocol.messages import SessionOptions
@@ -81,15 +82,21 @@ def load_tasks(config: Config) -> tuple[Suite, list[Task], list[Task]]:
 
 
 def make_policy(
-    config: Config, suite: Suite, tasks: Sequence[Task], profile: Profile, saved: Checkpoint | None
+    config: Config,
+    suite: Suite,
+    tasks: Sequence[Task],
+    profile: Profile,
+    saved: Checkpoint | None,
+    *,
+    fill: bool,
 ) -> Policy:
-    """Load the policy: the checkpoint's, if there is one, else `model.path`.
+    """Load the policy: `model.path`, or the checkpoint's if there is one, whose weights are only read if `fill` says so.
 
     `tiny` is made for the tasks (their words and those to imitate are its tokenizer's corpus) and cached.
     """
     path = config.model.path
     if saved is not None:
-        path = str(saved.path / HF_FOLDER)
+        path = str(saved.path / POLICY)
     elif path == "tiny":
         corpus = [profile.system(), *(profile.user_prompt(task.instruction) for task in tasks)]
         for task in tasks if config.imitation.enabled else ():
@@ -104,7 +111,7 @@ def make_policy(
             raise ConfigError(
                 f"the cache {cache_folder()} cannot be written: {error.strerror}; fix: set ARPO_CACHE to a folder that can"
             ) from error
-    return load_policy(
+    policy = load_policy(
         path,
         dtype=config.model.dtype,
         device=config.model.device,
@@ -112,7 +119,11 @@ def make_policy(
         max_pixels=config.agent.max_pixels,
         freeze_vision=config.model.freeze_vision,
         gradient_checkpointing=config.model.gradient_checkpointing,
+        weights=saved is None,
     )
+    if saved is not None and fill:
+        fill_weights(policy.model, saved)
+    return policy
 
 
 @asynccontextmanager
@@ -122,11 +133,13 @@ async def assemble(
     saved: Checkpoint | None,
     reporter: Reporter,
     *,
+    fill: bool = False,
     policy_version: int = 0,
 ) -> AsyncIterator[Assembly]:
     """Everything that episodes need: tasks, policy, engine, env-server.
 
-    saved: where the policy comes from, if not from `model.path`. policy_version: what the engine calls it.
+    saved: where the policy comes from, if not from `model.path`. fill: with its weights; a learner that is restored brings
+    them itself. policy_version: what the engine calls them.
     """
     suite, tasks, eval_tasks = load_tasks(config)
     profile = get_profile(
@@ -135,7 +148,7 @@ async def assemble(
         max_pixels=config.agent.max_pixels,
         prompt=config.agent.prompt,
     )
-    policy = make_policy(config, suite, tasks, profile, saved)
+    policy = make_policy(config, suite, tasks, profile, saved, fill=fill)
     parameters = sum(p.numel() for p in policy.model.parameters())
     reporter.say(f"policy {saved or config.model.path}: {parameters / 1e6:.2f} M parameters")
     async with AsyncExitStack() as stack:
