@@ -134,6 +134,7 @@ def blank_model(path_or_name: str | Path, dtype: Literal["float32", "bfloat16"])
     config = AutoConfig.from_pretrained(path_or_name)
     with no_init_weights():
         model = AutoModelForImageTextToText.from_config(config, dtype=_DTYPES[dtype])
+    model.tie_weights()
     model.generation_config = GenerationConfig.from_pretrained(path_or_name)
     return model
 

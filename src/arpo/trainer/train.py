@@ -267,6 +267,7 @@ class Trainer:
             "rollout/format_errors": sum(t.format < 0 for t in valid),
             "rollout/env_utilisation": busy / capacity if capacity else 0.0,
             **{f"replay/{key}": value for key, value in self.replay.metrics(progress.policy_version).items()},
+            "checkpoint/damaged": progress.damaged_checkpoints,
             **learned,
             **{f"seconds/{key}": value for key, value in seconds.items()},
             "seconds/step": sum(seconds.values()),
