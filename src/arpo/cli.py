@@ -1,6 +1,6 @@
 """The `arpo` command: parse, call, print.
 
-Exit codes: 0 done, 1 failed, 2 wrong input, 130 and 143 stopped by a signal.
+Exit codes: 0 done, 1 failed, 2 wrong input, 130 and 143 stopped by a signal, 75 `train` stopped by SIGTERM: run it again.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Coroutine
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -45,6 +46,16 @@ SuiteOption = Annotated[str, typer.Option("--suite", "-s", help="Built-in suite 
 SetOption = Annotated[
     str, typer.Option("--set", help="Name or path of a set file {domain: [ids]}; `all`: every task.")
 ]
+CheckpointOption = Annotated[str, typer.Option(help="latest, best (highest success in training) or step-N.")]
+
+
+class DType(StrEnum):
+    """Type of exported weights."""
+
+    FLOAT32 = "float32"
+    BFLOAT16 = "bfloat16"
+
+
 # no markup: tasks, paths and reasons may hold brackets
 out = Console(highlight=False, markup=False)
 
@@ -77,12 +88,16 @@ def _run(work: Coroutine[Any, Any, Any]) -> Any:
 @app.command()
 def train(arguments: Arguments) -> None:
     """Train: rollouts, replay, GRPO steps, checkpoints, until trainer.max_steps. Resumes a run of the same name."""
-    config = _checked(arguments)
-    reporter = _reporter()
-    from arpo.trainer.summary import print_summary
-    from arpo.trainer.train import train as run_training
+    from arpo.trainer.stop import Stop, stoppable_at_once, until_stopped
 
-    summary = _run(run_training(config, reporter))
+    with stoppable_at_once():
+        config = _checked(arguments)
+        reporter = _reporter()
+        from arpo.trainer.summary import print_summary
+        from arpo.trainer.train import train as run_training
+
+        stop = Stop(config.trainer.grace_s)
+        summary = asyncio.run(until_stopped(run_training(config, reporter, stop), stop))
     print_summary(summary, out)
     if summary.missing:
         raise Failed("the run ended, but not every stage happened (see above)")
@@ -106,13 +121,14 @@ def imitate(arguments: Arguments) -> None:
 def evaluate(
     arguments: Arguments,
     label: Annotated[str, typer.Option(help="Name of the result under <run>/evaluations/.")] = "evaluate",
+    checkpoint: CheckpointOption = "latest",
 ) -> None:
-    """Evaluate a policy on tasks.eval_set: the run's newest checkpoint, or model.path when there is none."""
+    """Evaluate a policy on tasks.eval_set: the run's checkpoint, or model.path when it has none."""
     config = _checked(arguments)
     reporter = _reporter()
     from arpo.trainer.evaluate import evaluate_run
 
-    result = _run(evaluate_run(config, reporter, label))
+    result = _run(evaluate_run(config, reporter, label, checkpoint))
     table = Table("domain", "success", "episodes")
     for domain, (success, episodes) in result.by_domain().items():
         table.add_row(domain, f"{100 * success:.0f} %", str(episodes))
@@ -125,6 +141,22 @@ def evaluate(
         )
     if lost := sum(task.lost for task in result.tasks):
         raise Failed(f"{lost} episodes were lost to environment faults; the table holds the others only")
+
+
+@app.command()
+def export(
+    run: Annotated[Path, typer.Argument(help="Run directory.")],
+    folder: Annotated[Path, typer.Argument(help="Where the model goes; absent or empty.")],
+    checkpoint: CheckpointOption = "latest",
+    dtype: Annotated[
+        DType | None, typer.Option(help="Type of the weights; unset: as they were trained.")
+    ] = None,
+) -> None:
+    """Write a checkpoint as an ordinary Hugging Face model folder, LoRA adapters merged."""
+    reporter = _reporter()
+    from arpo.trainer.export import export_run
+
+    out.print(export_run(run, folder, checkpoint, dtype.value if dtype else None, reporter), soft_wrap=True)
 
 
 @app.command()

@@ -16,6 +16,8 @@ EXIT_FAILED = 1
 EXIT_CONFIG = 2
 EXIT_INTERRUPTED = 128 + signal.SIGINT
 EXIT_TERMINATED = 128 + signal.SIGTERM
+EXIT_RESUME = 75
+"""EX_TEMPFAIL of sysexits.h: SIGTERM stopped a command that the same command continues."""
 
 T = TypeVar("T")
 
@@ -26,6 +28,14 @@ class Failed(ArpoError):  # noqa: N818 - an answer, not an error
 
 class Terminated(BaseException):
     """SIGTERM arrived and everything has been released."""
+
+
+class Stopped(BaseException):
+    """A signal ended a command that can go on; the message is its last line, `code` its exit code."""
+
+    def __init__(self, message: str, code: int) -> None:
+        super().__init__(message)
+        self.code = code
 
 
 async def until_signal(work: Coroutine[Any, Any, T]) -> T:
@@ -64,6 +74,8 @@ def run_app(app: typer.Typer) -> NoReturn:
         code = EXIT_INTERRUPTED
     except Terminated:
         _end("terminated", EXIT_TERMINATED)
+    except Stopped as stopped:
+        _end(str(stopped), stopped.code)
     except (ArpoError, BaseExceptionGroup) as error:
         known = _first_known(error)
         if known is None:

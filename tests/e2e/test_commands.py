@@ -21,7 +21,7 @@ def test_a_run_is_warm_started_once_and_its_checkpoint_is_what_evaluate_evaluate
     imitated = arpo("imitate", *run)
     assert imitated.returncode == 0, imitated.stderr
     assert "4 demonstrations" in imitated.stdout
-    assert (tmp_path / "warm" / "checkpoints" / "step-000000" / "hf" / "config.json").exists()
+    assert (tmp_path / "warm" / "checkpoints" / "step-000000" / "policy" / "config.json").exists()
 
     evaluated = arpo("evaluate", *run, "trainer.eval_repeats=3", "--label", "warm")
     assert evaluated.returncode == 0, evaluated.stderr

@@ -326,11 +326,12 @@ def test_steps_with_the_same_seed_are_bit_equal_and_the_seed_orders_the_minibatc
     assert not all(torch.equal(a[name], c[name]) for name in a)
 
 
-def test_a_learner_given_a_copied_state_continues_bit_equal():
+def test_a_learner_given_anothers_state_continues_bit_equal(tmp_path):
     pictures, learner, other = Pictures(), learner_of(minibatches=3), learner_of(minibatches=3)
     groups = two_groups(learner.policy, pictures)
     learner.step(groups, pictures.__getitem__)
-    other.load_state_dict(torch.utils._pytree.tree_map(torch.clone, learner.state_dict()))
+    learner.begin_save(tmp_path).result()
+    other.load(tmp_path)
     for each in (learner, other):
         each.step(groups, pictures.__getitem__)
     a, b = learner.weights(), other.weights()

@@ -16,7 +16,7 @@ from arpo.config.load import load_config
 from arpo.config.model import Config
 from arpo.learner import checkpoint
 from arpo.protocol.problems import ConfigError
-from arpo.trainer.assembly import load_tasks, make_policy
+from arpo.trainer.assembly import load_tasks, policy_source
 from arpo.trainer.evaluate import evaluate_run
 from arpo.trainer.progress import Reporter
 from arpo.trainer.summary import Summary
@@ -82,7 +82,9 @@ def go_on(folder: Path, name: str, *kills: str) -> tuple[Summary, list[list[str]
 
 def comparable(summary: Summary) -> dict[str, Any]:
     """Everything but what a clock says."""
-    document = summary.model_dump(exclude={"run", "checkpoint", "seconds"})
+    document = summary.model_dump(
+        exclude={"run", "checkpoint", "best_checkpoint", "seconds", "config_changes"}
+    )
     document["per_step"] = [
         {key: value for key, value in row.items() if "seconds" not in key and "utilisation" not in key}
         for row in document["per_step"]
@@ -140,7 +142,8 @@ def test_the_policy_stays_the_checkpoints_when_the_tasks_change(imitated) -> Non
             max_pixels=changed.agent.max_pixels,
             prompt=changed.agent.prompt,
         )
-        return dict(make_policy(changed, suite, tasks, profile, saved).tokenizer.get_vocab())
+        source = policy_source(changed, suite, tasks, profile, saved)
+        return dict(source.load(changed, adapters=True).tokenizer.get_vocab())
 
     saved = checkpoint.latest(imitated / "imitated" / "checkpoints")
     own = vocabulary(f"{imitated}/two.json", None)

@@ -96,7 +96,10 @@ def test_the_table_fits_80_columns_and_says_what_a_person_asks_first() -> None:
         per_step=[row(step, **{"rollout/score": step / 100}) for step in range(1, 31)],
         faults={"desktop_lost": 2, "reset_failed": 1},
         env_server_restarts=1,
-        checkpoint=None,
+        checkpoint="/somewhere/step-000030",
+        best_checkpoint="/somewhere/step-000020",
+        damaged_checkpoints=1,
+        config_changes=["after step 3: learner.lr: 1e-06 → 2e-06"],
         seconds=61.7,
         missing=["checkpoint: none of step 30"],
     )
@@ -108,5 +111,6 @@ def test_the_table_fits_80_columns_and_says_what_a_person_asks_first() -> None:
     for shown in (
         "50 %  (2 episodes, 1 lost)", "100 %  (1 episodes)", "…  0.23", "0.29  0.30", "desktop_lost 2, reset_failed 1",
         "/somewhere/[deep]/folder", "did not happen: checkpoint: none of step 30", "62 s",
+        "best checkpoint", "step-000020", "damaged checkpoints",
     ):  # fmt: skip
         assert shown in flat, shown

@@ -266,6 +266,10 @@ class TrainerSection(Section):
     """Steps between checkpoints; the last step always has one."""
     keep_checkpoints: Positive = 2
     """Newest checkpoints that are kept."""
+    keep_best: bool = True
+    """Keep besides them the checkpoint with the highest success in an evaluation of this run."""
+    grace_s: Seconds = 25.0
+    """How long SIGTERM and Ctrl-C wait for a learner step in hand; below what the cluster grants before SIGKILL."""
     eval_before: bool = True
     """Evaluate before the first step."""
     eval_every: NonNegative = 0

@@ -10,12 +10,15 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Mapping, Sequence
+from concurrent.futures import Future, wait
 from itertools import pairwise
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 
 from arpo.config.sections import LearnerSection, ReplaySection
+from arpo.learner import tensors
 from arpo.learner.imitation import Imitator
 from arpo.learner.loss import importance_weight, policy_loss, shares
 from arpo.learner.meter import Meter
@@ -75,6 +78,7 @@ class Learner:
             else None
         )
         self._imitator: Imitator | None = None
+        self._saved: Future[None] | None = None
 
     def step(self, groups: Sequence[Sequence[GroupMember]], images: ImageSource) -> dict[str, float]:
         """One ARPO step over closed groups: `epochs` passes of `minibatches` optimizer steps.
@@ -143,16 +147,21 @@ class Learner:
         }
         return state | ({"reference": self._reference} if self._reference is not None else {})
 
-    @torch.no_grad()
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Copy a state in. Raises KeyError or RuntimeError when it is of another model."""
+    def begin_save(self, folder: Path) -> Future[None]:
+        """Copy the state, then write it in the background; see `tensors.begin_save`. Every rank must call it."""
+        if self._saved is not None:
+            # ranks end a save one after the other, and the next may not begin before this one has
+            wait([self._saved])
+        self._saved = tensors.begin_save(self.state_dict(), folder, self.ranks.saving)
+        return self._saved
+
+    def load(self, folder: Path) -> None:
+        """Take the state that any number of ranks wrote. Every rank must call it.
+
+        Raises what `tensors.load` raises; the state may then be a mixture.
+        """
         self._imitator = None
-        self._steps.copy_(state["steps"])
-        for name, parameter in self.policy.model.named_parameters():
-            parameter.copy_(state["model"][name])
-        for name, tensor in (self._reference or {}).items():
-            tensor.copy_(state["reference"][name])
-        self._optimizer.load_state_dict(state["optimizer"])
+        tensors.load(self.state_dict(), folder, self.ranks.saving)
         self._model.forget_pictures()
 
     @torch.no_grad()

@@ -111,15 +111,6 @@ class AdamW:
         """Tensors by parameter name, sharded as the parameters are, and counters. Views, not copies."""
         return {"steps": self._steps, "skipped": self._skipped, "adamw": self._state}
 
-    @torch.no_grad()
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Copy a state in. Raises KeyError or RuntimeError when it is of other parameters."""
-        self._steps.copy_(state["steps"])
-        self._skipped.copy_(state["skipped"])
-        for name, tensors in self._state.items():
-            for key, tensor in tensors.items():
-                tensor.copy_(state["adamw"][name][key])
-
     def _norm(self) -> float:
         """The global norm of the summed gradients, over all ranks."""
         squares = sum((float(g.double().square().sum()) for g in self._sums.values()), 0.0)

@@ -8,7 +8,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from transformers import AutoImageProcessor, AutoModelForImageTextToText, AutoTokenizer
+from transformers import (
+    AutoConfig,
+    AutoImageProcessor,
+    AutoModelForImageTextToText,
+    AutoTokenizer,
+    GenerationConfig,
+)
+from transformers.initialization import no_init_weights
 
 from arpo.policy.attention import PACKED_ATTENTION
 from arpo.policy.encoder import ChatEncoder
@@ -51,12 +58,14 @@ class Policy:
             fold(model)
         return replace(self, model=model, lora=None)
 
-    def save(self, folder: Path) -> None:
-        """Write an ordinary Hugging Face model folder."""
-        with no_progress_bars():
-            self.model.save_pretrained(folder)
-            self.tokenizer.save_pretrained(folder)
-            self.processor.save_pretrained(folder)
+    def save_blueprint(self, folder: Path) -> None:
+        """Write a Hugging Face model folder without weights; `load_policy(folder, weights=False)` reads it."""
+        self.model.config.save_pretrained(folder)
+        self.model.generation_config.save_pretrained(folder)
+        self.tokenizer.save_pretrained(folder)
+        self.processor.save_pretrained(folder)
+        if self.lora is not None:
+            self.lora.save(folder)
 
 
 def load_policy(
@@ -70,12 +79,14 @@ def load_policy(
     gradient_checkpointing: bool = False,
     lora: Lora | None = None,
     seed: int = 0,
+    weights: bool = True,
 ) -> Policy:
     """Load a Qwen2-VL, Qwen2.5-VL or Qwen3-VL policy from a folder, or from the hub by name.
 
     min_pixels, max_pixels: bounds of the picture that the model sees; they replace the model's own.
     freeze_vision: the whole vision tower, its merger included, gets no gradients. lora: train adapters only;
-    seed: of their first values.
+    seed: of their first values. weights: without, the folder's weights are not read, nor need they be there; the
+    parameters hold anything until someone fills them.
     On the CPU torch is left all cores but one (`arpo.policy.threads`).
     Raises ConfigError when there is no such model, it is no vision-language model, or the device is missing.
     """
@@ -89,8 +100,12 @@ def load_policy(
             processor = AutoImageProcessor.from_pretrained(
                 path_or_name, backend="pil", size={"shortest_edge": min_pixels, "longest_edge": max_pixels}
             )
-            model = AutoModelForImageTextToText.from_pretrained(
-                path_or_name, dtype=_DTYPES[dtype], attn_implementation=_ATTENTION
+            model = (
+                AutoModelForImageTextToText.from_pretrained(
+                    path_or_name, dtype=_DTYPES[dtype], attn_implementation=_ATTENTION
+                )
+                if weights
+                else blank_model(path_or_name, dtype)
             )
     except (OSError, ValueError) as error:
         raise ConfigError(_why(path_or_name, error)) from error
@@ -120,6 +135,18 @@ def load_policy(
         pad_token_id=pad_token_id,
         lora=lora,
     )
+
+
+def blank_model(path_or_name: str | Path, dtype: Literal["float32", "bfloat16"]) -> Any:
+    """The model of a folder's configuration, its parameters not yet set. Raises OSError or ValueError."""
+    config = AutoConfig.from_pretrained(path_or_name)
+    with no_init_weights():
+        model = AutoModelForImageTextToText.from_config(
+            config, dtype=_DTYPES[dtype], attn_implementation=_ATTENTION
+        )
+    model.tie_weights()
+    model.generation_config = GenerationConfig.from_pretrained(path_or_name)
+    return model
 
 
 def _device(device: Literal["auto", "cpu", "cuda"]) -> torch.device:

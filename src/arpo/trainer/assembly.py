@@ -10,8 +10,10 @@ from functools import partial
 from arpo.agent.profiles import Profile, get_profile
 from arpo.client import EnvClient
 from arpo.config.model import Config
-from arpo.learner.checkpoint import HF_FOLDER, Checkpoint
+from arpo.learner.checkpoint import POLICY, Checkpoint
+from arpo.learner.export import fill as fill_weights
 from arpo.policy.load import Policy, load_policy
+from arpo.policy.lora import Lora
 from arpo.policy.tiny import cached_tiny
 from arpo.protocol.messages import SessionOptions
 from arpo.protocol.problems import ConfigError
@@ -40,6 +42,7 @@ class Assembly:
     tasks: list[Task]
     eval_tasks: list[Task]
     profile: Profile
+    source: PolicySource
     policy: Policy
     engine: Engine
     env: EnvClient
@@ -80,39 +83,56 @@ def load_tasks(config: Config) -> tuple[Suite, list[Task], list[Task]]:
     return suite, tasks, suite.task_set(config.tasks.eval_set) if config.tasks.eval_set else tasks
 
 
-def make_policy(
+@dataclass(frozen=True)
+class PolicySource:
+    """Where a policy comes from: a model folder or a hub name; `weights` false: only its shape and tokens."""
+
+    path: str
+    weights: bool
+
+    def load(self, config: Config, *, adapters: bool) -> Policy:
+        """The policy as configured; adapters: with those that are to be trained, if any are."""
+        section = config.model
+        lora = Lora(section.lora.rank, section.lora.alpha, section.lora.dropout)
+        return load_policy(
+            self.path,
+            dtype=section.dtype,
+            device=section.device,
+            min_pixels=config.agent.min_pixels,
+            max_pixels=config.agent.max_pixels,
+            freeze_vision=section.freeze_vision,
+            gradient_checkpointing=section.gradient_checkpointing,
+            lora=lora if adapters and lora.rank > 0 else None,
+            seed=config.run.seed,
+            weights=self.weights,
+        )
+
+
+def policy_source(
     config: Config, suite: Suite, tasks: Sequence[Task], profile: Profile, saved: Checkpoint | None
-) -> Policy:
-    """Load the policy: the checkpoint's, if there is one, else `model.path`.
+) -> PolicySource:
+    """The checkpoint's blueprint, if there is one, else `model.path`.
 
     `tiny` is made for the tasks (their words and those to imitate are its tokenizer's corpus) and cached.
     """
-    path = config.model.path
     if saved is not None:
-        path = str(saved.path / HF_FOLDER)
-    elif path == "tiny":
-        corpus = [profile.system(), *(profile.user_prompt(task.instruction) for task in tasks)]
-        for task in tasks if config.imitation.enabled else ():
-            if demonstration := suite.demonstration(task):
-                corpus += [
-                    profile.render(turn.thought, list(turn.actions), demonstration.screen)
-                    for turn in demonstration.turns
-                ]
-        try:
-            path = str(cached_tiny(cache_folder() / "tiny", corpus, config.run.seed))
-        except OSError as error:
-            raise ConfigError(
-                f"the cache {cache_folder()} cannot be written: {error.strerror}; fix: set ARPO_CACHE to a folder that can"
-            ) from error
-    return load_policy(
-        path,
-        dtype=config.model.dtype,
-        device=config.model.device,
-        min_pixels=config.agent.min_pixels,
-        max_pixels=config.agent.max_pixels,
-        freeze_vision=config.model.freeze_vision,
-        gradient_checkpointing=config.model.gradient_checkpointing,
-    )
+        return PolicySource(str(saved.path / POLICY), weights=False)
+    if config.model.path != "tiny":
+        return PolicySource(config.model.path, weights=True)
+    corpus = [profile.system(), *(profile.user_prompt(task.instruction) for task in tasks)]
+    for task in tasks if config.imitation.enabled else ():
+        if demonstration := suite.demonstration(task):
+            corpus += [
+                profile.render(turn.thought, list(turn.actions), demonstration.screen)
+                for turn in demonstration.turns
+            ]
+    try:
+        folder = cached_tiny(cache_folder() / "tiny", corpus, config.run.seed)
+    except OSError as error:
+        raise ConfigError(
+            f"the cache {cache_folder()} cannot be written: {error.strerror}; fix: set ARPO_CACHE to a folder that can"
+        ) from error
+    return PolicySource(str(folder), weights=True)
 
 
 @asynccontextmanager
@@ -122,11 +142,13 @@ async def assemble(
     saved: Checkpoint | None,
     reporter: Reporter,
     *,
+    fill: bool = False,
     policy_version: int = 0,
 ) -> AsyncIterator[Assembly]:
     """Everything that episodes need: tasks, policy, engine, env-server.
 
-    saved: where the policy comes from, if not from `model.path`. policy_version: what the engine calls it.
+    saved: where the policy comes from, if not from `model.path`. fill: with its weights, to be sampled and not trained; a
+    learner that is restored brings them itself. policy_version: what the engine calls them.
     """
     suite, tasks, eval_tasks = load_tasks(config)
     profile = get_profile(
@@ -135,7 +157,10 @@ async def assemble(
         max_pixels=config.agent.max_pixels,
         prompt=config.agent.prompt,
     )
-    policy = make_policy(config, suite, tasks, profile, saved)
+    source = policy_source(config, suite, tasks, profile, saved)
+    policy = source.load(config, adapters=not fill)
+    if saved is not None and fill:
+        fill_weights(policy.model, saved)
     parameters = sum(p.numel() for p in policy.model.parameters())
     reporter.say(f"policy {saved or config.model.path}: {parameters / 1e6:.2f} M parameters")
     async with AsyncExitStack() as stack:
@@ -152,6 +177,7 @@ async def assemble(
             tasks=tasks,
             eval_tasks=eval_tasks,
             profile=profile,
+            source=source,
             policy=policy,
             engine=engine,
             env=env,

@@ -1,6 +1,7 @@
 """The run directory: everything a run leaves behind, and nothing anywhere else.
 
-    config.yaml  metrics.jsonl  trajectories/  screenshots/  checkpoints/  faults.jsonl  evaluations/  summary.json
+    config.yaml  config_changes.jsonl  metrics.jsonl  trajectories/  screenshots/  checkpoints/  faults.jsonl
+    evaluations/  summary.json
 
 Invariant: one process at a time owns a run directory (an advisory lock that dies with the process).
 """
@@ -21,6 +22,7 @@ import yaml
 from arpo.config.load import dump_config
 from arpo.config.model import Config
 from arpo.protocol.problems import ConfigError
+from arpo.trainer import checkpoints
 from arpo.trajectory import Trajectory
 from arpo.trajectory.store import ScreenshotStore, TrajectoryLog, write_atomic
 
@@ -43,7 +45,7 @@ class RunDirectory:
         self._acquire()
         self.screenshots = ScreenshotStore(self.root / "screenshots")
         self.trajectories = TrajectoryLog(self.root / "trajectories")
-        self.checkpoints = self.root / "checkpoints"
+        self.checkpoints = checkpoints.folder(self.root)
 
     def __enter__(self) -> Self:
         return self
@@ -51,9 +53,10 @@ class RunDirectory:
     def __exit__(self, *exc: object) -> None:
         self._lock.close()
 
-    def keep_config(self, config: Config) -> list[str]:
+    def keep_config(self, config: Config, step: int = 0) -> list[str]:
         """Write `config.yaml`; returns `key: old → new` for every setting in which it differs from the one that was there.
 
+        step: from which the run goes on; the differences are kept with it in `config_changes.jsonl`.
         Raises ConfigError when the one that was there cannot be read.
         """
         path = self.root / "config.yaml"
@@ -71,8 +74,20 @@ class RunDirectory:
                 for key in dict.fromkeys([*old, *new])
                 if old.get(key) != new.get(key)
             ]
+        if drift:
+            changes = self.root / "config_changes.jsonl"
+            lines = changes.read_text(encoding="utf-8") if changes.exists() else ""
+            for change in drift:
+                lines += json.dumps({"step": step, "change": change}, ensure_ascii=False) + "\n"
+            write_atomic(changes, lines.encode())
         write_atomic(path, text.encode())
         return drift
+
+    def config_changes(self) -> list[str]:
+        """Every change of the configuration in this run's life, as `after step N: key: old → new`."""
+        path = self.root / "config_changes.jsonl"
+        lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+        return [f"after step {row['step']}: {row['change']}" for row in map(json.loads, lines)]
 
     def forget_after(self, step: int) -> None:
         """Drop what a run that goes on from a step will make again; trajectories and faults are kept for people."""

@@ -25,7 +25,10 @@ class WarmStart(BaseModel):
 
 
 class Progress(BaseModel):
-    """Where a run is. per_step: the rows of `metrics.jsonl`. faults: invalid episodes by problem code."""
+    """Where a run is. per_step: the rows of `metrics.jsonl`. faults: invalid episodes by problem code.
+
+    damaged_checkpoints: that were passed over when the run was resumed.
+    """
 
     model_config = ConfigDict(extra="forbid")
 
@@ -35,3 +38,4 @@ class Progress(BaseModel):
     before: EvaluationResult | None = None
     per_step: list[dict[str, float]] = []
     faults: Counter[str] = Counter()
+    damaged_checkpoints: int = 0

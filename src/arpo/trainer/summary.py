@@ -32,6 +32,9 @@ class Summary(BaseModel):
     faults: dict[str, int]
     env_server_restarts: int
     checkpoint: str | None
+    best_checkpoint: str | None
+    damaged_checkpoints: int
+    config_changes: list[str]
     seconds: float
     missing: list[str]
 
@@ -92,6 +95,10 @@ def print_summary(summary: Summary, console: Console) -> None:
     faults = ", ".join(f"{code} {count}" for code, count in sorted(summary.faults.items()))
     table.add_row("environment faults", faults or "0")
     table.add_row("checkpoint", summary.checkpoint or "–")
+    if summary.best_checkpoint not in (None, summary.checkpoint):
+        table.add_row("best checkpoint", summary.best_checkpoint)
+    if summary.damaged_checkpoints:
+        table.add_row("damaged checkpoints", str(summary.damaged_checkpoints))
     table.add_row("run directory", summary.run)
     table.add_row("time", f"{summary.seconds:.0f} s")
     console.print(table)

@@ -16,6 +16,7 @@ from statistics import fmean
 from arpo.config.model import Config
 from arpo.learner import checkpoint
 from arpo.learner.checkpoint import Checkpoint
+from arpo.learner.checkpointer import Checkpointer
 from arpo.learner.learner import Learner
 from arpo.protocol.problems import ArpoError, ConfigError
 from arpo.replay.buffer import ReplayBuffer
@@ -23,53 +24,62 @@ from arpo.rollout.evaluation import EvaluationResult, evaluate
 from arpo.rollout.scheduler import Group, GroupScheduler
 from arpo.tasks.model import Task
 from arpo.trainer.assembly import Assembly, assemble
+from arpo.trainer.checkpoints import evaluated, newest_to_resume
 from arpo.trainer.cursor import TaskCursor
 from arpo.trainer.progress import Reporter
 from arpo.trainer.run_directory import RunDirectory
+from arpo.trainer.saving import Saver
 from arpo.trainer.state import Progress, WarmStart
+from arpo.trainer.stop import Stop
 from arpo.trainer.summary import Summary, missing_stages
 from arpo.trainer.warm_start import imitate, record_demonstrations
 from arpo.trajectory import Trajectory
 
 
-async def train(config: Config, reporter: Reporter) -> Summary:
-    """Train as configured, from the newest complete checkpoint if the run directory has one."""
+async def train(config: Config, reporter: Reporter, stop: Stop | None = None) -> Summary:
+    """Train as configured, from the newest complete checkpoint if the run directory has one.
+
+    stop: with it a signal stops the run in order; what was not yet saved of the last finished step is saved then.
+    """
+    stop = stop or Stop(config.trainer.grace_s)
     started = time.monotonic()
     with RunDirectory(config) as run:
-        newest = open_run(config, run, reporter)
+        newest, damaged = open_run(config, run, reporter)
         async with assemble(config, run, newest, reporter) as parts:
             trainer = Trainer(parts)
-            progress = trainer.restore(newest) if newest else Progress()
-            await trainer.publish(progress)
-
-            if config.imitation.enabled and progress.warm_start is None and progress.step == 0:
-                await trainer.warm_start(progress)
-                await trainer.publish(progress)
-            if config.trainer.eval_before and progress.before is None and progress.step == 0:
-                progress.before = await trainer.evaluate(progress, "before")
-                trainer.save(progress)
-            await trainer.evaluate_if_due(progress)
-
-            while progress.step < config.trainer.max_steps:
-                clock = time.monotonic()
-                step = progress.step + 1
-                tasks = trainer.cursor.take(config.trainer.tasks_per_step)
-                groups = await trainer.rollout(progress, tasks, step)
-                collected = time.monotonic()
-                batch = [
-                    trainer.replay.close_group(g.trajectories, trainer.rng) for g in groups if g.trajectories
-                ]
-                learned = await asyncio.to_thread(trainer.learner.step, batch, run.screenshots.get)
-                progress.step, progress.policy_version = step, progress.policy_version + 1
+            async with trainer.saver.until_left(stop):
+                progress = trainer.saver.restore(newest) if newest else Progress()
+                progress.damaged_checkpoints += damaged
                 await trainer.publish(progress)
 
-                seconds = {"rollout": collected - clock, "learn": time.monotonic() - collected}
-                trainer.record(progress, groups, learned, seconds)
-                if step % config.trainer.checkpoint_every == 0 or step == config.trainer.max_steps:
-                    trainer.save(progress)
+                if config.imitation.enabled and progress.warm_start is None and progress.step == 0:
+                    await trainer.warm_start(progress)
+                    await trainer.publish(progress)
+                if config.trainer.eval_before and progress.before is None and progress.step == 0:
+                    progress.before = await trainer.evaluate(progress, "before")
+                    trainer.saver.finished(progress)
+                    await trainer.saver.save()
                 await trainer.evaluate_if_due(progress)
 
-            after = await trainer.evaluate(progress, "after") if config.trainer.eval_after else None
+                while progress.step < config.trainer.max_steps:
+                    clock = time.monotonic()
+                    step = progress.step + 1
+                    tasks = trainer.cursor.take(config.trainer.tasks_per_step)
+                    groups = await trainer.rollout(progress, tasks, step)
+                    collected = time.monotonic()
+                    with stop.held_off():
+                        learned = await trainer.learn(groups)
+                        progress.step, progress.policy_version = step, progress.policy_version + 1
+                        await trainer.publish(progress)
+
+                        seconds = {"rollout": collected - clock, "learn": time.monotonic() - collected}
+                        trainer.record(progress, groups, learned, seconds)
+                        trainer.saver.finished(progress)
+                        if step % config.trainer.checkpoint_every == 0 or step == config.trainer.max_steps:
+                            await trainer.saver.save()
+                    await trainer.evaluate_if_due(progress)
+
+                after = await trainer.evaluate(progress, "after") if config.trainer.eval_after else None
             return trainer.summarise(progress, after, time.monotonic() - started)
 
 
@@ -83,27 +93,33 @@ async def warm_start(config: Config, reporter: Reporter) -> tuple[WarmStart, Che
             )
         open_run(config, run, reporter)
         async with assemble(config, run, None, reporter) as parts:
-            return await Trainer(parts).warm_start(Progress())
+            trainer = Trainer(parts)
+            async with trainer.saver.until_left():
+                result = await trainer.warm_start(Progress())
+        saved = checkpoint.latest(run.checkpoints)
+        assert saved is not None  # noqa: S101 - a save that failed has raised
+        return result, saved
 
 
-def open_run(config: Config, run: RunDirectory, reporter: Reporter) -> Checkpoint | None:
-    """Make the run directory ready to go on from its newest complete checkpoint, which is returned, or to begin.
+def open_run(config: Config, run: RunDirectory, reporter: Reporter) -> tuple[Checkpoint | None, int]:
+    """Make the run directory ready to go on, or to begin.
 
-    Raises ConfigError when there is one and `run.resume` is off.
+    Returns the newest sound checkpoint, if there is any, and how many newer ones are damaged. Raises ConfigError when there
+    is one and `run.resume` is off.
     """
-    newest = checkpoint.latest(run.checkpoints)
-    if newest is not None and not config.run.resume:
+    if not config.run.resume and checkpoint.latest(run.checkpoints) is not None:
         raise ConfigError(
             f"{run.root} holds a run already; fix: choose another run.name, or set run.resume=true"
         )
-    for difference in run.keep_config(config):
+    newest, damaged = newest_to_resume(run.root, reporter.say)
+    for difference in run.keep_config(config, newest.step if newest else 0):
         reporter.say(f"changed since this run's last start: {difference}")
     run.forget_after(newest.step if newest else -1)
-    return newest
+    return newest, damaged
 
 
 class Trainer:
-    """The learner's side of a run: learner, replay buffer, task cursor, and their checkpoints."""
+    """The learner's side of a run: learner, replay buffer, task cursor, and who saves them."""
 
     def __init__(self, parts: Assembly) -> None:
         config = parts.config
@@ -119,8 +135,22 @@ class Trainer:
             temperature=config.engine.temperature,
             seed=config.run.seed,
         )
+        root = parts.run.root
+        self.saver = Saver(
+            Checkpointer(
+                parts.run.checkpoints,
+                keep=config.trainer.keep_checkpoints,
+                success=(lambda: evaluated(root)) if config.trainer.keep_best else None,
+            ),
+            learner=self.learner,
+            replay=self.replay,
+            policy=parts.policy,
+            cursor=self.cursor,
+            rng=self.rng,
+            say=parts.reporter.say,
+        )
 
-    async def warm_start(self, progress: Progress) -> tuple[WarmStart, Checkpoint]:
+    async def warm_start(self, progress: Progress) -> WarmStart:
         """Record the demonstrations of the training tasks, imitate them, and publish a checkpoint."""
         parts, config = self.parts, self.config
 
@@ -153,7 +183,9 @@ class Trainer:
         )
         progress.warm_start = result
         progress.policy_version += 1
-        return result, self.save(progress)
+        self.saver.finished(progress)
+        await self.saver.save()
+        return result
 
     async def publish(self, progress: Progress) -> None:
         """Give the engine the learner's weights as the policy version that the run is at."""
@@ -185,6 +217,14 @@ class Trainer:
                 f"(reasons: {parts.run.root}/faults.jsonl); started again, the run goes on from its newest checkpoint"
             )
         return groups
+
+    async def learn(self, groups: Sequence[Group]) -> dict[str, float]:
+        """Apply the replay rule to the groups, then take the learner's step; returns its metrics."""
+        self.saver.begun()
+        batch = [
+            self.replay.close_group(group.trajectories, self.rng) for group in groups if group.trajectories
+        ]
+        return await asyncio.to_thread(self.learner.step, batch, self.parts.run.screenshots.get)
 
     async def evaluate(self, progress: Progress, label: str) -> EvaluationResult:
         """Evaluate the engine's policy on the evaluation tasks."""
@@ -227,6 +267,7 @@ class Trainer:
             "rollout/format_errors": sum(t.format < 0 for t in valid),
             "rollout/env_utilisation": busy / capacity if capacity else 0.0,
             **{f"replay/{key}": value for key, value in self.replay.metrics(progress.policy_version).items()},
+            "checkpoint/damaged": progress.damaged_checkpoints,
             **learned,
             **{f"seconds/{key}": value for key, value in seconds.items()},
             "seconds/step": sum(seconds.values()),
@@ -239,35 +280,12 @@ class Trainer:
             f"invalid {row['rollout/retries'] + row['rollout/lost']:.0f}  {row['seconds/step']:.1f} s"
         )
 
-    def save(self, progress: Progress) -> Checkpoint:
-        """Publish a checkpoint of everything that the next step depends on."""
-        return checkpoint.save(
-            self.parts.run.checkpoints,
-            step=progress.step,
-            learner=self.learner,
-            replay=self.replay,
-            policy=self.parts.policy,
-            state={
-                "progress": progress.model_dump(),
-                "cursor": self.cursor.state(),
-                "rng": self.rng.getstate(),
-            },
-            keep=self.config.trainer.keep_checkpoints,
-        )
-
-    def restore(self, saved: Checkpoint) -> Progress:
-        """Go back to a checkpoint. Raises CheckpointError when it is damaged."""
-        state = checkpoint.load(saved, learner=self.learner, replay=self.replay)
-        self.cursor.restore(state["cursor"])
-        version, words, gauss = state["rng"]
-        self.rng.setstate((version, tuple(words), gauss))
-        self.parts.reporter.say(f"resuming from {saved}")
-        return Progress.model_validate(state["progress"])
-
     def summarise(self, progress: Progress, after: EvaluationResult | None, seconds: float) -> Summary:
         """Write and return `summary.json`."""
         parts = self.parts
-        newest = checkpoint.latest(parts.run.checkpoints)
+        saved = checkpoint.complete(parts.run.checkpoints)
+        newest = saved[-1] if saved else None
+        best = checkpoint.best(saved, evaluated(parts.run.root))
         summary = Summary(
             run=str(parts.run.root),
             provider=parts.config.env.provider if parts.server else str(parts.config.env.url),
@@ -281,6 +299,9 @@ class Trainer:
             faults=progress.faults,
             env_server_restarts=parts.server.restarts if parts.server else 0,
             checkpoint=str(newest) if newest else None,
+            best_checkpoint=str(best) if best else None,
+            damaged_checkpoints=progress.damaged_checkpoints,
+            config_changes=parts.run.config_changes(),
             seconds=seconds,
             missing=missing_stages(parts.config, progress, after, newest.step if newest else None),
         )
@@ -302,7 +323,7 @@ async def run_evaluation(parts: Assembly, progress: Progress, label: str) -> Eva
             max_retries=config.rollout.max_retries,
             seed=config.run.seed,
         )
-    parts.run.write(f"evaluations/{label}.json", result.record())
+    parts.run.write(f"evaluations/{label}.json", {"step": progress.step, **result.record()})
     return result
 
 
