@@ -17,7 +17,6 @@ from arpo.replay.buffer import ReplayBuffer
 from arpo.trajectory import GroupMember
 from policy_kit import Pictures, conversation, fresh_policy
 
-
 PICTURES = Pictures()
 """They are kept, as a run's screenshots are: a replayed row needs those of its step."""
 
@@ -173,7 +172,9 @@ def test_the_copy_is_made_before_begin_save_returns(tmp_path, monkeypatch):
 def test_a_checkpoint_holds_the_policy_without_its_weights(tmp_path):
     saved = Run().save(tmp_path, 1)
     sizes = {path.name: path.stat().st_size for path in (saved.path / checkpoint.POLICY).iterdir()}
-    assert {"config.json", "generation_config.json", "tokenizer.json", "preprocessor_config.json"} <= set(sizes)
+    assert {"config.json", "generation_config.json", "tokenizer.json", "preprocessor_config.json"} <= set(
+        sizes
+    )
     assert sum(sizes.values()) < 300_000
 
 
@@ -269,7 +270,7 @@ def test_of_a_damaged_one_the_next_older_is_found_and_it_is_said(tmp_path, name)
     assert said == [(newest, f"{name} is not as it was written")]
 
     spoil(tmp_path / "step-000001" / name)
-    with pytest.raises(CheckpointError, match="every checkpoint in .* is damaged; fix: "):
+    with pytest.raises(CheckpointError, match=r"every checkpoint in .* is damaged; fix: "):
         checkpoint.newest_sound(tmp_path, lambda *passed: None)
 
 
@@ -309,9 +310,15 @@ def test_a_save_that_fails_is_an_error_of_the_next_call_and_the_older_one_stands
 
     run.step(1)
     learner, replay = (FullDisk(), run.replay) if where == "tensors" else (run.learner, FullDisk())
-    with pytest.raises(CheckpointError, match=r"step-000002 could not be written: .*older ones stand; fix: ") as error:
+
+    def save_twice():
         saver.save(2, checkpoint.capture({}), learner=learner, replay=replay, policy=run.policy)
         run.begin(saver, 3)
+
+    with pytest.raises(
+        CheckpointError, match=r"step-000002 could not be written: .*older ones stand; fix: "
+    ) as error:
+        save_twice()
     assert "\n" not in str(error.value)
     assert [p.name for p in tmp_path.iterdir()] == ["step-000001"], "what was half written makes room"
     found = Run()

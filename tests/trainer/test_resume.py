@@ -82,7 +82,9 @@ def go_on(folder: Path, name: str, *kills: str) -> tuple[Summary, list[list[str]
 
 def comparable(summary: Summary) -> dict[str, Any]:
     """Everything but what a clock says."""
-    document = summary.model_dump(exclude={"run", "checkpoint", "best_checkpoint", "seconds", "config_changes"})
+    document = summary.model_dump(
+        exclude={"run", "checkpoint", "best_checkpoint", "seconds", "config_changes"}
+    )
     document["per_step"] = [
         {key: value for key, value in row.items() if "seconds" not in key and "utilisation" not in key}
         for row in document["per_step"]
