@@ -14,9 +14,6 @@ import sys
 import time
 from pathlib import Path
 
-for area in ("", "learner"):
-    sys.path.insert(0, str(Path(__file__).parents[1] / area))
-
 from test_checkpoint import Run, leaves
 
 from arpo.learner import checkpoint

@@ -14,11 +14,13 @@ import pytest
 def lived(root: Path, *, seed: int, kills: int) -> dict:
     program = Path(__file__).with_name("killable.py")
     root.mkdir()
+    tests = program.parents[1]
+    path = os.pathsep.join(map(str, (tests, program.parent, os.environ.get("PYTHONPATH", ""))))
     done = subprocess.run(
         [sys.executable, str(program), str(root), str(seed), str(kills)],
         capture_output=True,
         text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
         check=False,
     )
     assert done.returncode == 0, done.stderr

@@ -1,1 +1,1 @@
-"""The learner: batch, loss, advantages, optimizer, checkpoints."""
+"""The learner: batch, loss, advantages, optimizer, checkpoints, export."""

@@ -9,6 +9,7 @@ A state is a nested mapping of names to tensors; its leaves may be DTensors, of 
 from __future__ import annotations
 
 import contextlib
+import pickle
 import threading
 import warnings
 from collections.abc import Iterator, Mapping
@@ -70,7 +71,10 @@ def read(folder: Path, prefix: str) -> dict[str, torch.Tensor]:
 
     Raises what `load` raises; KeyError when there is nothing below the name.
     """
-    known = FileSystemReader(folder).read_metadata().state_dict_metadata
+    try:
+        known = FileSystemReader(folder).read_metadata().state_dict_metadata
+    except (pickle.UnpicklingError, EOFError) as error:
+        raise ValueError(f"the list of tensors in {folder} is damaged") from error
     wanted = {
         key: torch.empty(entry.size, dtype=entry.properties.dtype)
         for key, entry in known.items()
