@@ -118,6 +118,15 @@ class Learner:
             micro_batch_rows=self.section.micro_batch_rows,
         )
 
+    @torch.no_grad()
+    def token_logprobs(self, trajectories: Sequence[Trajectory], images: ImageSource) -> list[list[float]]:
+        """For each trajectory the log-prob of every sampled token under the policy as it is."""
+        logprobs: list[list[float]] = []
+        for part in chunks(trajectories, self.section.micro_batch_rows):
+            tokens = forward_rows(self.policy, part, images, self._temperature)
+            logprobs += [row.tolist() for row in torch.split(tokens.logprobs, tokens.counts)]
+        return logprobs
+
     def weights(self) -> Mapping[str, torch.Tensor]:
         """All parameters by name, for `Engine.push`. Views: the next step changes them, so copy before it."""
         return {name: parameter.detach() for name, parameter in self.policy.model.named_parameters()}
