@@ -19,6 +19,7 @@ from arpo.config.load import load_config, parse_arguments
 from arpo.config.model import Config
 from arpo.console import Failed, run_app, until_signal
 from arpo.env_commands import env_app
+from arpo.replay_commands import replay_app
 from arpo.trainer.progress import Reporter
 
 app = typer.Typer(
@@ -33,6 +34,7 @@ tasks_app = typer.Typer(
 )
 app.add_typer(tasks_app, name="tasks")
 app.add_typer(env_app, name="env")
+app.add_typer(replay_app, name="replay")
 
 Arguments = Annotated[
     list[str],

@@ -3,6 +3,7 @@ import random
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -15,9 +16,13 @@ from arpo.config.sections import LearnerSection, ReplaySection
 from arpo.learner import checkpoint
 from arpo.learner.checkpoint import CheckpointError
 from arpo.learner.learner import Learner
-from arpo.replay.buffer import ReplayBuffer
+from arpo.replay import ReplayBuffer, RowStore
 from arpo.trajectory import GroupMember
 from policy_kit import Pictures, conversation, fresh_policy
+
+FOLDER = tempfile.TemporaryDirectory()
+ROWS = RowStore(Path(FOLDER.name))
+"""Rows are content-addressed, so that the runs of all tests may share them."""
 
 
 class Run:
@@ -27,7 +32,7 @@ class Run:
         self.policy = fresh_policy(**options)
         section = LearnerSection(lr=1e-3, warmup_steps=3, minibatches=2, micro_batch_rows=2)
         self.learner = Learner(self.policy, section, ReplaySection(), temperature=1.0, seed=0)
-        self.replay = ReplayBuffer(ReplaySection())
+        self.replay = ReplayBuffer(ReplaySection(), ROWS)
         self.pictures = Pictures()
 
     def step(self, number):
@@ -150,7 +155,7 @@ def test_an_incomplete_checkpoint_is_passed_over(tmp_path, damage):
 
 
 @pytest.mark.parametrize(
-    "name", ["state.json", "replay/replay.jsonl", "tensors/.metadata", "tensors/__0_0.distcp"]
+    "name", ["state.json", "replay/index.json", "tensors/.metadata", "tensors/__0_0.distcp"]
 )
 def test_a_damaged_checkpoint_is_an_error_that_names_it(tmp_path, name):
     run = Run()

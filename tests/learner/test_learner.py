@@ -6,7 +6,7 @@ from reference import ReferenceRow, Rule, loss_and_gradient
 
 from arpo.config.sections import LearnerSection, ReplaySection
 from arpo.learner.learner import Learner
-from arpo.replay.buffer import ReplayBuffer
+from arpo.replay import ReplayBuffer, RowStore
 from arpo.trajectory import GroupMember
 from policy_kit import Pictures, conversation, fresh_policy
 
@@ -159,14 +159,14 @@ def test_micro_batches_of_one_and_of_four_give_the_same_step():
     assert_close(gradients[0], gradients[2])
 
 
-def test_a_group_of_failures_has_a_gradient_with_replay_and_none_without():
+def test_a_group_of_failures_has_a_gradient_with_replay_and_none_without(tmp_path):
     pictures = Pictures()
     policy = fresh_policy()
     failures = [conversation(policy, pictures, ["Press."], score=0.0, seed=n) for n in range(3)]
     success = conversation(policy, pictures, ["Thought: It is done."], score=1.0, seed=9)
     outcomes = {}
     for rule in ("arpo", "off"):
-        buffer = ReplayBuffer(ReplaySection(rule=rule))
+        buffer = ReplayBuffer(ReplaySection(rule=rule), RowStore(tmp_path))
         buffer.close_group([success], random.Random(0))
         learner = learner_of()
         metrics = learner.step([buffer.close_group(failures, random.Random(0))], pictures.__getitem__)

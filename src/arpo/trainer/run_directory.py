@@ -1,6 +1,7 @@
 """The run directory: everything a run leaves behind, and nothing anywhere else.
 
-    config.yaml  metrics.jsonl  trajectories/  screenshots/  checkpoints/  faults.jsonl  evaluations/  summary.json
+    config.yaml  metrics.jsonl  trajectories/  screenshots/  replay/  checkpoints/  faults.jsonl  evaluations/
+    summary.json
 
 Invariant: one process at a time owns a run directory (an advisory lock that dies with the process).
 """
@@ -21,6 +22,7 @@ import yaml
 from arpo.config.load import dump_config
 from arpo.config.model import Config
 from arpo.protocol.problems import ConfigError
+from arpo.replay import ReplayFolder
 from arpo.trajectory import Trajectory
 from arpo.trajectory.store import ScreenshotStore, TrajectoryLog, write_atomic
 
@@ -43,6 +45,7 @@ class RunDirectory:
         self._acquire()
         self.screenshots = ScreenshotStore(self.root / "screenshots")
         self.trajectories = TrajectoryLog(self.root / "trajectories")
+        self.replay = ReplayFolder(self.root / "replay")
         self.checkpoints = self.root / "checkpoints"
 
     def __enter__(self) -> Self:

@@ -18,7 +18,10 @@ from arpo.learner import checkpoint
 from arpo.learner.checkpoint import Checkpoint
 from arpo.learner.learner import Learner
 from arpo.protocol.problems import ArpoError, ConfigError
-from arpo.replay.buffer import ReplayBuffer
+from arpo.replay import ReplayBuffer, ReplayError
+from arpo.replay.dataset import Dataset
+from arpo.replay.intake import take_in
+from arpo.replay.tokenizer import tokenizer_fingerprint
 from arpo.rollout.evaluation import EvaluationResult, evaluate
 from arpo.rollout.scheduler import Group, GroupScheduler
 from arpo.tasks.model import Task
@@ -28,8 +31,9 @@ from arpo.trainer.progress import Reporter
 from arpo.trainer.run_directory import RunDirectory
 from arpo.trainer.state import Progress, WarmStart
 from arpo.trainer.summary import Summary, missing_stages
-from arpo.trainer.warm_start import imitate, record_demonstrations
+from arpo.trainer.warm_start import imitate, read_demonstrations, record_demonstrations
 from arpo.trajectory import Trajectory
+from arpo.trajectory.store import ScreenshotStore
 
 
 async def train(config: Config, reporter: Reporter) -> Summary:
@@ -45,6 +49,7 @@ async def train(config: Config, reporter: Reporter) -> Summary:
             if config.imitation.enabled and progress.warm_start is None and progress.step == 0:
                 await trainer.warm_start(progress)
                 await trainer.publish(progress)
+            await trainer.take_in(progress)
             if config.trainer.eval_before and progress.before is None and progress.step == 0:
                 progress.before = await trainer.evaluate(progress, "before")
                 trainer.save(progress)
@@ -57,7 +62,9 @@ async def train(config: Config, reporter: Reporter) -> Summary:
                 groups = await trainer.rollout(progress, tasks, step)
                 collected = time.monotonic()
                 batch = [
-                    trainer.replay.close_group(g.trajectories, trainer.rng) for g in groups if g.trajectories
+                    trainer.replay.close_group(g.trajectories, trainer.rng, step=step)
+                    for g in groups
+                    if g.trajectories
                 ]
                 learned = await asyncio.to_thread(trainer.learner.step, batch, run.screenshots.get)
                 progress.step, progress.policy_version = step, progress.policy_version + 1
@@ -67,6 +74,7 @@ async def train(config: Config, reporter: Reporter) -> Summary:
                 trainer.record(progress, groups, learned, seconds)
                 if step % config.trainer.checkpoint_every == 0 or step == config.trainer.max_steps:
                     trainer.save(progress)
+                    trainer.tidy()
                 await trainer.evaluate_if_due(progress)
 
             after = await trainer.evaluate(progress, "after") if config.trainer.eval_after else None
@@ -110,7 +118,9 @@ class Trainer:
         self.parts = parts
         self.config = config
         self.cursor = TaskCursor(parts.tasks, config.run.seed)
-        self.replay = ReplayBuffer(config.replay)
+        self.replay = ReplayBuffer(config.replay, parts.run.replay.rows)
+        self.tokenizer = tokenizer_fingerprint(parts.policy.tokenizer.backend_tokenizer.to_str())
+        parts.run.replay.record_tokenizer(self.tokenizer)
         self.rng = random.Random(f"{config.run.seed}/replay")  # noqa: S311 - not a secret
         self.learner = Learner(
             parts.policy,
@@ -121,8 +131,35 @@ class Trainer:
         )
 
     async def warm_start(self, progress: Progress) -> tuple[WarmStart, Checkpoint]:
-        """Record the demonstrations of the training tasks, imitate them, and publish a checkpoint."""
+        """Imitate the demonstrations of the training tasks, or those of a data set, and publish a checkpoint."""
         parts, config = self.parts, self.config
+        demonstrations, screenshots = await self._demonstrations(progress)
+        result = await imitate(
+            self.learner,
+            demonstrations,
+            screenshots,
+            config.imitation,
+            seed=config.run.seed,
+            reporter=parts.reporter,
+        )
+        parts.reporter.say(
+            f"imitation: {result.steps} steps in {result.seconds:.0f} s; a whole demonstration is sampled with "
+            f"probability {result.probability_after:.2f}"
+        )
+        progress.warm_start = result
+        progress.policy_version += 1
+        return result, self.save(progress)
+
+    async def _demonstrations(self, progress: Progress) -> tuple[list[Trajectory], ScreenshotStore]:
+        """What to imitate, and where its screenshots are."""
+        parts, config = self.parts, self.config
+        if config.imitation.dataset is not None:
+            dataset = Dataset(config.imitation.dataset)
+            read = read_demonstrations(
+                dataset, tokenizer=self.tokenizer, success_above=config.replay.success_above
+            )
+            parts.reporter.say(f"{len(read)} demonstrations read from {dataset.root}")
+            return read, dataset.screenshots
 
         def keep(trajectory: Trajectory) -> None:
             parts.run.trajectories.append(0, trajectory)
@@ -139,21 +176,36 @@ class Trainer:
                 max_retries=config.rollout.max_retries,
             )
         parts.reporter.say(f"{len(demonstrations)} demonstrations recorded, each scored 1.0")
-        result = await imitate(
+        return demonstrations, parts.run.screenshots
+
+    async def take_in(self, progress: Progress) -> None:
+        """Store what was imported into the run since the state that it goes on from."""
+        run, section = self.parts.run, self.config.replay
+        if section.rule == "off":
+            return
+        taken = await asyncio.to_thread(
+            take_in,
+            run.replay,
+            self.replay,
             self.learner,
-            demonstrations,
-            parts.run.screenshots,
-            config.imitation,
-            seed=config.run.seed,
-            reporter=parts.reporter,
+            run.screenshots.get,
+            success_above=section.success_above,
+            tokenizer=self.tokenizer,
+            policy_version=progress.policy_version,
+            step=progress.step,
         )
-        parts.reporter.say(
-            f"imitation: {result.steps} steps in {result.seconds:.0f} s; a whole demonstration is sampled with "
-            f"probability {result.probability_after:.2f}"
-        )
-        progress.warm_start = result
-        progress.policy_version += 1
-        return result, self.save(progress)
+        if taken:
+            self.parts.reporter.say(f"replay: {taken} imported trajectories taken in")
+
+    def tidy(self) -> None:
+        """Remove the replay rows that neither the buffer nor a checkpoint needs."""
+        run = self.parts.run
+        if self.config.replay.rule == "off":
+            return
+        try:
+            run.replay.collect_garbage(self.replay.needed_rows(), run.checkpoints)
+        except ReplayError as error:
+            self.parts.reporter.say(str(error))
 
     async def publish(self, progress: Progress) -> None:
         """Give the engine the learner's weights as the policy version that the run is at."""
