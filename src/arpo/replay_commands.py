@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -21,7 +20,7 @@ replay_app = typer.Typer(
 # no markup: instructions and names may hold brackets
 out = Console(highlight=False, markup=False)
 
-_SHOWN_HASH = 12
+_SHOWN_HASH = 8
 
 RunArgument = Annotated[
     Path, typer.Argument(metavar="RUN", help="A run directory, <run.dir>/<run.name>.", show_default=False)
@@ -40,7 +39,9 @@ def list_stored(run: RunArgument, task: TaskOption = None, as_json: JsonOption =
     if as_json:
         typer.echo(json.dumps([_row(one) for one in listed], indent=2))
         return
-    table = Table("id", "task", "score", "version", "step", "turns", "tokens", "stored", "sampler", "where")
+    table = Table()
+    for column in ("id", "task", "score", "version", "turns", "tokens", "sampler", "where"):
+        table.add_column(column, no_wrap=column != "task", overflow="fold")
     for one in listed:
         stored = one.stored
         table.add_row(
@@ -48,10 +49,8 @@ def list_stored(run: RunArgument, task: TaskOption = None, as_json: JsonOption =
             f"{stored.domain}/{stored.task_id}",
             f"{stored.score:g}",
             str(stored.policy_version),
-            "–" if stored.step is None else str(stored.step),
             str(stored.turns),
             str(stored.tokens),
-            datetime.fromtimestamp(stored.stored_at).strftime("%Y-%m-%d %H:%M"),
             stored.sampler,
             one.where,
         )
@@ -132,7 +131,7 @@ def import_dataset(run: RunArgument, folder: FolderArgument) -> None:
 def _stored_run(root: Path) -> StoredRun:
     from arpo.replay.listing import StoredRun
 
-    return StoredRun(root)
+    return StoredRun.existing(root)
 
 
 def _row(one: Listed) -> dict[str, object]:

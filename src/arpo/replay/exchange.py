@@ -46,10 +46,6 @@ def import_run(root: Path, dataset: Dataset) -> Imported:
 
     Raises ConfigError when anything is damaged, no success by the run's own measure, or of another tokenizer.
     """
-    try:
-        root.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigError(f"{root} cannot be made: {error.strerror}; fix: name another run") from error
     run = StoredRun(root)
     above, tokenizer = run.success_above(), run.tokenizer()
     if tokenizer not in (None, dataset.manifest.tokenizer):

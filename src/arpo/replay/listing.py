@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Self
 
 from arpo.config.load import load_config
 from arpo.config.sections import ReplaySection
@@ -33,14 +33,19 @@ class Listed:
 
 
 class StoredRun:
-    """The replay side of a run directory. Raises ConfigError when there is no such directory."""
+    """The replay side of a run directory, which may not be there yet."""
 
     def __init__(self, root: Path) -> None:
-        if not root.is_dir():
-            raise ConfigError(f"{root} is no run directory; fix: name one, <run.dir>/<run.name>")
         self.root = root
         self.folder = ReplayFolder(root / "replay")
         self.screenshots = ScreenshotStore(root / "screenshots")
+
+    @classmethod
+    def existing(cls, root: Path) -> Self:
+        """Raises ConfigError when there is no such directory."""
+        if not root.is_dir():
+            raise ConfigError(f"{root} is no run directory; fix: name one, <run.dir>/<run.name>")
+        return cls(root)
 
     def listed(self, task: str | None = None) -> list[Listed]:
         """What the newest complete checkpoint's buffer holds, oldest first, then what the inbox holds besides.
