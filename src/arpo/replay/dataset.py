@@ -15,9 +15,9 @@ import tempfile
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from arpo.protocol.problems import ConfigError
 from arpo.replay.index import Stored
@@ -36,7 +36,7 @@ class Manifest(BaseModel):
 
     format: Literal[1] = 1
     tokenizer: str
-    trajectories: list[Stored]
+    trajectories: Annotated[list[Stored], Field(min_length=1)]
     screenshots: list[str]
 
 
