@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 from collections.abc import Coroutine
 from enum import StrEnum
 from pathlib import Path
@@ -20,6 +21,7 @@ from arpo.config.load import load_config, parse_arguments
 from arpo.config.model import Config
 from arpo.console import Failed, run_app, until_signal
 from arpo.env_commands import env_app
+from arpo.replay_commands import replay_app
 from arpo.trainer.progress import Reporter
 
 app = typer.Typer(
@@ -34,6 +36,7 @@ tasks_app = typer.Typer(
 )
 app.add_typer(tasks_app, name="tasks")
 app.add_typer(env_app, name="env")
+app.add_typer(replay_app, name="replay")
 
 Arguments = Annotated[
     list[str],
@@ -87,7 +90,15 @@ def _run(work: Coroutine[Any, Any, Any]) -> Any:
 
 @app.command()
 def train(arguments: Arguments) -> None:
-    """Train: rollouts, replay, GRPO steps, checkpoints, until trainer.max_steps. Resumes a run of the same name."""
+    """Train: rollouts, replay, GRPO steps, checkpoints, until trainer.max_steps. Resumes a run of the same name.
+
+    Trains on learner.ranks processes of this machine; under torchrun on those that it has started.
+    """
+    if "TORCHELASTIC_RUN_ID" in os.environ and os.environ.get("RANK", "0") != "0":
+        from arpo.trainer.ranks import follow_leader
+
+        follow_leader()
+        return
     from arpo.trainer.stop import Stop, stoppable_at_once, until_stopped
 
     with stoppable_at_once():

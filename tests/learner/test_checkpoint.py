@@ -1,8 +1,10 @@
 import json
 import random
 import shutil
+import tempfile
 import threading
 from concurrent.futures import Future
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,12 +16,16 @@ from arpo.learner.checkpoint import CheckpointError
 from arpo.learner.checkpointer import Checkpointer
 from arpo.learner.learner import Learner
 from arpo.learner.sharding import local
-from arpo.replay.buffer import ReplayBuffer
+from arpo.replay import ReplayBuffer, RowStore
 from arpo.trajectory import GroupMember
 from policy_kit import Pictures, conversation, fresh_policy
 
 PICTURES = Pictures()
 """They are kept, as a run's screenshots are: a replayed row needs those of its step."""
+
+FOLDER = tempfile.TemporaryDirectory()
+ROWS = RowStore(Path(FOLDER.name))
+"""Rows are content-addressed, so that the runs of all tests may share them."""
 
 
 class Run:
@@ -29,7 +35,7 @@ class Run:
         self.policy = fresh_policy(**options)
         section = LearnerSection(lr=1e-3, warmup_steps=3, minibatches=2, max_row_tokens=400)
         self.learner = Learner(self.policy, section, ReplaySection(), temperature=1.0, seed=0)
-        self.replay = ReplayBuffer(ReplaySection())
+        self.replay = ReplayBuffer(ReplaySection(), ROWS)
         self.pictures = PICTURES
 
     def rows(self, number):
@@ -259,7 +265,8 @@ def test_an_incomplete_checkpoint_is_passed_over(tmp_path, damage):
 
 
 @pytest.mark.parametrize(
-    "name", ["state.json", "policy/config.json", "tensors/.metadata", "tensors/__0_0.distcp"]
+    "name",
+    ["state.json", "policy/config.json", "replay/index.json", "tensors/.metadata", "tensors/__0_0.distcp"],
 )
 def test_of_a_damaged_one_the_next_older_is_found_and_it_is_said(tmp_path, name):
     run = Run()

@@ -8,7 +8,7 @@ from arpo.config.sections import LearnerSection, ReplaySection
 from arpo.learner.learner import Learner
 from arpo.learner.sharding import local
 from arpo.protocol.problems import ConfigError
-from arpo.replay.buffer import ReplayBuffer
+from arpo.replay import ReplayBuffer, RowStore
 from arpo.trajectory import GroupMember
 from policy_kit import Pictures, conversation, fresh_policy
 
@@ -243,14 +243,14 @@ def test_one_packed_row_and_many_give_the_same_step():
     assert_close(gradients[0], gradients[2])
 
 
-def test_a_group_of_failures_has_a_gradient_with_replay_and_none_without():
+def test_a_group_of_failures_has_a_gradient_with_replay_and_none_without(tmp_path):
     pictures = Pictures()
     policy = fresh_policy()
     failures = [conversation(policy, pictures, ["Press."], score=0.0, seed=n) for n in range(3)]
     success = conversation(policy, pictures, ["Thought: It is done."], score=1.0, seed=9)
     outcomes = {}
     for rule in ("arpo", "off"):
-        buffer = ReplayBuffer(ReplaySection(rule=rule))
+        buffer = ReplayBuffer(ReplaySection(rule=rule), RowStore(tmp_path))
         buffer.close_group([success], random.Random(0))
         learner = learner_of()
         metrics = learner.step([buffer.close_group(failures, random.Random(0))], pictures.__getitem__)

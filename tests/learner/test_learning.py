@@ -4,7 +4,7 @@ import random
 
 from arpo.config.sections import LearnerSection, ReplaySection
 from arpo.learner.learner import Learner
-from arpo.replay import ReplayBuffer
+from arpo.replay import ReplayBuffer, RowStore
 from arpo.rollout.engines import Sampling
 from arpo.rollout.engines.hf import HFEngine
 from policy_kit import Pictures, conversation, fresh_policy
@@ -36,7 +36,7 @@ async def rollouts(engine, policy, pictures, demonstration, wanted, number):
     return group
 
 
-def test_engine_replay_and_learner_together_raise_the_probability_of_success():
+def test_engine_replay_and_learner_together_raise_the_probability_of_success(tmp_path):
     policy, pictures = fresh_policy(), Pictures()
     shown = [
         conversation(
@@ -55,7 +55,7 @@ def test_engine_replay_and_learner_together_raise_the_probability_of_success():
         learner.imitate_step(shown, pictures.__getitem__, 1e-3)
     before = success()
     assert max(before) < 0.7
-    replay, gaps = ReplayBuffer(ReplaySection()), []
+    replay, gaps = ReplayBuffer(ReplaySection(), RowStore(tmp_path)), []
 
     async def train():
         await engine.push(learner.weights(), 0)

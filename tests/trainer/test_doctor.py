@@ -61,6 +61,22 @@ def test_imitation_needs_a_demonstration_of_every_task(tmp_path):
     assert "of os/a, which does not exist" in failures(*suite, "imitation.enabled=true")["demonstrations"]
 
 
+def test_a_data_set_takes_the_place_of_the_tasks_demonstrations(tmp_path):
+    imitation = ("imitation.enabled=true", "rollout.max_steps=1", f"imitation.dataset={tmp_path}")
+    assert f"{tmp_path} is no exported data set" in failures(*imitation)["demonstrations"]
+    manifest = {"tokenizer": "x", "trajectories": [], "screenshots": []}
+    (tmp_path / "manifest.json").write_text(json.dumps(manifest))
+    assert "at least 1 item" in failures(*imitation)["demonstrations"]
+    manifest["trajectories"] = [
+        {
+            "sha256": "x", "episode_id": "e", "task_id": "t", "domain": "d", "score": 1.0, "policy_version": 0, "step": 0,
+            "stored_at": 0.0, "turns": 9, "tokens": 9, "images": [], "sampler": "script", "origin": "rollout",
+        }
+    ]  # fmt: skip
+    (tmp_path / "manifest.json").write_text(json.dumps(manifest))
+    assert "demonstrations" not in failures(*imitation)
+
+
 def test_demonstrations_must_fit_into_an_episode():
     imitation = ("imitation.enabled=true", "rollout.max_steps=1")
     assert "turns, more than rollout.max_steps=1" in failures(*imitation)["demonstrations"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import json
 from pathlib import Path
 
@@ -11,10 +12,13 @@ from rollout_kit import PROFILE, Letters, Says, rules, runner, scripted
 from scripted_desktop import SCREEN, Script, env_server
 
 from arpo.protocol.problems import ArpoError, ConfigError, ProblemCode, ProblemError
+from arpo.replay.dataset import Dataset, write_dataset
+from arpo.replay.index import Stored
 from arpo.rollout.collect import Collector
 from arpo.tasks.sets import Suite, load_suite
-from arpo.trainer.warm_start import record_demonstrations
+from arpo.trainer.warm_start import read_demonstrations, record_demonstrations
 from arpo.trajectory import Trajectory
+from arpo.trajectory.store import ScreenshotStore
 
 BROKEN = ProblemError(ProblemCode.EVALUATOR_FAILED, "no such sheet")
 DEMONSTRATION = {
@@ -76,6 +80,7 @@ def test_demonstrations_are_episodes_in_the_order_of_the_tasks(tmp_path) -> None
     assert all([t.format_error for t in trajectory.turns] == [None, None] for trajectory in recorded)
     assert len(script.executed) == 4
     assert len(ended) == 2
+    assert {t.sampler for t in [*recorded, *ended]} == {"script"}
 
 
 def test_a_fault_is_seen_and_the_demonstration_recorded_again(tmp_path) -> None:
@@ -99,3 +104,21 @@ def test_a_task_without_a_demonstration_is_bad_input_before_any_desktop_is_used(
     with pytest.raises(ConfigError, match=r"os/b has no demonstration to imitate; fix: add demos/os/b\.json"):
         record(tmp_path, suite(tmp_path, "a"), script)
     assert script.resets == []
+
+
+def test_demonstrations_may_come_from_a_data_set_of_the_policys_tokenizer(tmp_path) -> None:
+    recorded, _ = record(tmp_path, suite(tmp_path, "a", "b"), Script())
+    documents = [trajectory.model_dump_json().encode() for trajectory in recorded]
+    items = [
+        (Stored.of_rollout(trajectory, hashlib.sha256(document).hexdigest(), step=0), document)
+        for trajectory, document in zip(recorded, documents, strict=True)
+    ]
+    write_dataset(tmp_path / "data", items, ScreenshotStore(tmp_path / "screenshots"), "mine")
+    dataset = Dataset(tmp_path / "data")
+    assert read_demonstrations(dataset, tokenizer="mine", success_above=0.1) == recorded
+    for image in recorded[0].images:
+        assert dataset.screenshots.get(image.sha256)
+    with pytest.raises(
+        ConfigError, match=r"imitation\.dataset=.*data has token ids of another tokenizer .*; fix: use"
+    ):
+        read_demonstrations(dataset, tokenizer="another", success_above=0.1)

@@ -171,6 +171,8 @@ class ReplaySection(Section):
     """`arpo`: a stored success takes the place of a failure in a group that failed as a whole."""
     capacity: Positive = 8
     """Stored successes a task; the oldest leaves first."""
+    max_trajectories: Positive = 4096
+    """Stored successes of all tasks together; the oldest leaves first."""
     success_above: Fraction = 0.1
     """A trajectory whose score is above this is a success."""
     inject_std_below: Annotated[float, Field(ge=0)] = 0.05
@@ -243,6 +245,8 @@ class ImitationSection(Section):
 
     enabled: bool = False
     """Imitate before the first training step (skipped on resume)."""
+    dataset: UserPath | None = None
+    """A folder from `arpo replay export` to imitate; unset: the tasks' demonstrations are recorded on the desktops."""
     steps: Positive = 200
     """Optimizer steps at most."""
     batch: Positive = 8

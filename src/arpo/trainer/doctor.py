@@ -9,11 +9,13 @@ import asyncio
 import importlib.util
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from arpo.agent import get_profile
 from arpo.config.model import Config
 from arpo.protocol.problems import ConfigError
+from arpo.replay.dataset import Dataset
 from arpo.tasks.model import Task
 from arpo.tasks.sets import Suite, load_suite
 from arpo.trainer.checks import check
@@ -84,7 +86,13 @@ def _tasks(config: Config) -> Iterator[Check]:
             f"{' and '.join(suite.providers)}; fix: env.provider={suite.providers[0]} or another tasks.suite",
         )
     if config.imitation.enabled:
-        yield _checked("demonstrations", lambda: _demonstrations(config, suite, tasks))
+        dataset = config.imitation.dataset
+        look = partial(_dataset, dataset) if dataset else partial(_demonstrations, config, suite, tasks)
+        yield _checked("demonstrations", look)
+
+
+def _dataset(folder: Path) -> str:
+    return f"{len(Dataset(folder).manifest.trajectories)} to imitate from {folder}"
 
 
 def _demonstrations(config: Config, suite: Suite, tasks: Sequence[Task]) -> str:

@@ -1,7 +1,7 @@
 """The run directory: everything a run leaves behind, and nothing anywhere else.
 
-    config.yaml  config_changes.jsonl  metrics.jsonl  trajectories/  screenshots/  checkpoints/  faults.jsonl
-    evaluations/  summary.json
+    config.yaml  config_changes.jsonl  metrics.jsonl  trajectories/  screenshots/  replay/  checkpoints/
+    faults.jsonl  evaluations/  summary.json
 
 Invariant: one process at a time owns a run directory (an advisory lock that dies with the process).
 """
@@ -22,6 +22,7 @@ import yaml
 from arpo.config.load import dump_config
 from arpo.config.model import Config
 from arpo.protocol.problems import ConfigError
+from arpo.replay import ReplayFolder
 from arpo.trainer import checkpoints
 from arpo.trajectory import Trajectory
 from arpo.trajectory.store import ScreenshotStore, TrajectoryLog, write_atomic
@@ -45,6 +46,7 @@ class RunDirectory:
         self._acquire()
         self.screenshots = ScreenshotStore(self.root / "screenshots")
         self.trajectories = TrajectoryLog(self.root / "trajectories")
+        self.replay = ReplayFolder(self.root / "replay")
         self.checkpoints = checkpoints.folder(self.root)
 
     def __enter__(self) -> Self:

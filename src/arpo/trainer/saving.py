@@ -14,7 +14,7 @@ from typing import Any
 from arpo.learner import checkpoint
 from arpo.learner.checkpoint import Checkpoint, CheckpointError
 from arpo.learner.checkpointer import Checkpointer
-from arpo.learner.learner import Learner
+from arpo.learner.lead import LeadLearner
 from arpo.policy.load import Policy
 from arpo.replay.buffer import ReplayBuffer
 from arpo.trainer.cursor import TaskCursor
@@ -29,7 +29,7 @@ class Saver:
         self,
         checkpointer: Checkpointer,
         *,
-        learner: Learner,
+        learner: LeadLearner,
         replay: ReplayBuffer,
         policy: Policy,
         cursor: TaskCursor,

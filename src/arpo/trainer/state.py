@@ -13,7 +13,10 @@ from arpo.rollout.evaluation import EvaluationResult
 
 
 class WarmStart(BaseModel):
-    """What imitation did: demonstrations recorded, optimizer steps, mean probability of sampling a whole demonstration."""
+    """What imitation did: demonstrations imitated, optimizer steps, mean probability of sampling a whole demonstration.
+
+    dataset: the folder they come from; None when they were recorded on the desktops.
+    """
 
     model_config = ConfigDict(extra="forbid")
 
@@ -22,6 +25,7 @@ class WarmStart(BaseModel):
     probability_before: float
     probability_after: float
     seconds: float
+    dataset: str | None = None
 
 
 class Progress(BaseModel):

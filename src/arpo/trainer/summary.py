@@ -78,7 +78,8 @@ def print_summary(summary: Summary, console: Console) -> None:
     table.add_column(style="bold")
     table.add_column(overflow="fold")
     if warm := summary.warm_start:
-        table.add_row("demonstrations", f"{warm.demonstrations} recorded, each scored 1.0")
+        source = f"from {warm.dataset}" if warm.dataset else "recorded, each scored 1.0"
+        table.add_row("demonstrations", f"{warm.demonstrations} {source}")
         table.add_row(
             "imitation",
             f"{warm.steps} steps: a demonstration is sampled whole with probability "

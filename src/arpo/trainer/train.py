@@ -9,17 +9,20 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from statistics import fmean
 
 from arpo.config.model import Config
 from arpo.learner import checkpoint
 from arpo.learner.checkpoint import Checkpoint
 from arpo.learner.checkpointer import Checkpointer
-from arpo.learner.learner import Learner
+from arpo.learner.lead import LeadLearner
 from arpo.protocol.problems import ArpoError, ConfigError
-from arpo.replay.buffer import ReplayBuffer
+from arpo.replay import ReplayBuffer, ReplayError
+from arpo.replay.dataset import Dataset
+from arpo.replay.intake import take_in
+from arpo.replay.tokenizer import tokenizer_fingerprint
 from arpo.rollout.evaluation import EvaluationResult, evaluate
 from arpo.rollout.scheduler import Group, GroupScheduler
 from arpo.tasks.model import Task
@@ -27,13 +30,15 @@ from arpo.trainer.assembly import Assembly, assemble
 from arpo.trainer.checkpoints import evaluated, newest_to_resume
 from arpo.trainer.cursor import TaskCursor
 from arpo.trainer.progress import Reporter
+from arpo.trainer.ranks import leading
 from arpo.trainer.run_directory import RunDirectory
 from arpo.trainer.saving import Saver
 from arpo.trainer.state import Progress, WarmStart
 from arpo.trainer.stop import Stop
 from arpo.trainer.summary import Summary, missing_stages
-from arpo.trainer.warm_start import imitate, record_demonstrations
+from arpo.trainer.warm_start import imitate, read_demonstrations, record_demonstrations
 from arpo.trajectory import Trajectory
+from arpo.trajectory.store import ScreenshotStore
 
 
 async def train(config: Config, reporter: Reporter, stop: Stop | None = None) -> Summary:
@@ -45,8 +50,7 @@ async def train(config: Config, reporter: Reporter, stop: Stop | None = None) ->
     started = time.monotonic()
     with RunDirectory(config) as run:
         newest, damaged = open_run(config, run, reporter)
-        async with assemble(config, run, newest, reporter) as parts:
-            trainer = Trainer(parts)
+        async with learning(config, run, newest, reporter) as trainer:
             async with trainer.saver.until_left(stop):
                 progress = trainer.saver.restore(newest) if newest else Progress()
                 progress.damaged_checkpoints += damaged
@@ -55,10 +59,11 @@ async def train(config: Config, reporter: Reporter, stop: Stop | None = None) ->
                 if config.imitation.enabled and progress.warm_start is None and progress.step == 0:
                     await trainer.warm_start(progress)
                     await trainer.publish(progress)
+                await trainer.take_in(progress)
                 if config.trainer.eval_before and progress.before is None and progress.step == 0:
                     progress.before = await trainer.evaluate(progress, "before")
                     trainer.saver.finished(progress)
-                    await trainer.saver.save()
+                    await trainer.save()
                 await trainer.evaluate_if_due(progress)
 
                 while progress.step < config.trainer.max_steps:
@@ -68,7 +73,7 @@ async def train(config: Config, reporter: Reporter, stop: Stop | None = None) ->
                     groups = await trainer.rollout(progress, tasks, step)
                     collected = time.monotonic()
                     with stop.held_off():
-                        learned = await trainer.learn(groups)
+                        learned = await trainer.learn(groups, step)
                         progress.step, progress.policy_version = step, progress.policy_version + 1
                         await trainer.publish(progress)
 
@@ -76,7 +81,7 @@ async def train(config: Config, reporter: Reporter, stop: Stop | None = None) ->
                         trainer.record(progress, groups, learned, seconds)
                         trainer.saver.finished(progress)
                         if step % config.trainer.checkpoint_every == 0 or step == config.trainer.max_steps:
-                            await trainer.saver.save()
+                            await trainer.save()
                     await trainer.evaluate_if_due(progress)
 
                 after = await trainer.evaluate(progress, "after") if config.trainer.eval_after else None
@@ -92,10 +97,8 @@ async def warm_start(config: Config, reporter: Reporter) -> tuple[WarmStart, Che
                 f"{run.root} has {newest.path.name} already; fix: choose another run.name, or go on with `arpo train`"
             )
         open_run(config, run, reporter)
-        async with assemble(config, run, None, reporter) as parts:
-            trainer = Trainer(parts)
-            async with trainer.saver.until_left():
-                result = await trainer.warm_start(Progress())
+        async with learning(config, run, None, reporter) as trainer, trainer.saver.until_left():
+            result = await trainer.warm_start(Progress())
         saved = checkpoint.latest(run.checkpoints)
         assert saved is not None  # noqa: S101 - a save that failed has raised
         return result, saved
@@ -118,23 +121,29 @@ def open_run(config: Config, run: RunDirectory, reporter: Reporter) -> tuple[Che
     return newest, damaged
 
 
+@asynccontextmanager
+async def learning(
+    config: Config, run: RunDirectory, saved: Checkpoint | None, reporter: Reporter
+) -> AsyncIterator[Trainer]:
+    """Everything that training needs: desktops, engine, and the learner on all its ranks."""
+    async with assemble(config, run, saved, reporter) as parts:
+        with leading(config, parts.source, parts.policy) as learner:
+            yield Trainer(parts, learner)
+
+
 class Trainer:
     """The learner's side of a run: learner, replay buffer, task cursor, and who saves them."""
 
-    def __init__(self, parts: Assembly) -> None:
+    def __init__(self, parts: Assembly, learner: LeadLearner) -> None:
         config = parts.config
         self.parts = parts
         self.config = config
         self.cursor = TaskCursor(parts.tasks, config.run.seed)
-        self.replay = ReplayBuffer(config.replay)
+        self.replay = ReplayBuffer(config.replay, parts.run.replay.rows)
+        self.tokenizer = tokenizer_fingerprint(parts.policy.tokenizer.backend_tokenizer.to_str())
+        parts.run.replay.record_tokenizer(self.tokenizer)
         self.rng = random.Random(f"{config.run.seed}/replay")  # noqa: S311 - not a secret
-        self.learner = Learner(
-            parts.policy,
-            config.learner,
-            config.replay,
-            temperature=config.engine.temperature,
-            seed=config.run.seed,
-        )
+        self.learner = learner
         root = parts.run.root
         self.saver = Saver(
             Checkpointer(
@@ -151,8 +160,37 @@ class Trainer:
         )
 
     async def warm_start(self, progress: Progress) -> WarmStart:
-        """Record the demonstrations of the training tasks, imitate them, and publish a checkpoint."""
+        """Imitate the demonstrations of the training tasks, or those of a data set, and publish a checkpoint."""
         parts, config = self.parts, self.config
+        demonstrations, screenshots = await self._demonstrations(progress)
+        result = await imitate(
+            self.learner,
+            demonstrations,
+            screenshots,
+            config.imitation,
+            seed=config.run.seed,
+            reporter=parts.reporter,
+        )
+        parts.reporter.say(
+            f"imitation: {result.steps} steps in {result.seconds:.0f} s; a whole demonstration is sampled with "
+            f"probability {result.probability_after:.2f}"
+        )
+        progress.warm_start = result
+        progress.policy_version += 1
+        self.saver.finished(progress)
+        await self.save()
+        return result
+
+    async def _demonstrations(self, progress: Progress) -> tuple[list[Trajectory], ScreenshotStore]:
+        """What to imitate, and where its screenshots are."""
+        parts, config = self.parts, self.config
+        if config.imitation.dataset is not None:
+            dataset = Dataset(config.imitation.dataset)
+            read = read_demonstrations(
+                dataset, tokenizer=self.tokenizer, success_above=config.replay.success_above
+            )
+            parts.reporter.say(f"{len(read)} demonstrations read from {dataset.root}")
+            return read, dataset.screenshots
 
         def keep(trajectory: Trajectory) -> None:
             parts.run.trajectories.append(0, trajectory)
@@ -169,23 +207,42 @@ class Trainer:
                 max_retries=config.rollout.max_retries,
             )
         parts.reporter.say(f"{len(demonstrations)} demonstrations recorded, each scored 1.0")
-        result = await imitate(
+        return demonstrations, parts.run.screenshots
+
+    async def take_in(self, progress: Progress) -> None:
+        """Store what was imported into the run since the state that it goes on from."""
+        run, section = self.parts.run, self.config.replay
+        if section.rule == "off":
+            return
+        taken = await asyncio.to_thread(
+            take_in,
+            run.replay,
+            self.replay,
             self.learner,
-            demonstrations,
-            parts.run.screenshots,
-            config.imitation,
-            seed=config.run.seed,
-            reporter=parts.reporter,
+            run.screenshots.get,
+            success_above=section.success_above,
+            tokenizer=self.tokenizer,
+            policy_version=progress.policy_version,
+            step=progress.step,
         )
-        parts.reporter.say(
-            f"imitation: {result.steps} steps in {result.seconds:.0f} s; a whole demonstration is sampled with "
-            f"probability {result.probability_after:.2f}"
-        )
-        progress.warm_start = result
-        progress.policy_version += 1
-        self.saver.finished(progress)
+        if taken:
+            self.parts.reporter.say(f"replay: {taken} imported trajectories taken in")
+
+    async def save(self) -> None:
+        """Begin a checkpoint of what has finished, and remove what is not needed any more. Raises CheckpointError."""
+        await self.saver.finish()  # every index that counts is published now, or is what the buffer holds
+        self._tidy()
         await self.saver.save()
-        return result
+
+    def _tidy(self) -> None:
+        """Remove the replay rows that neither the buffer nor a checkpoint needs."""
+        run = self.parts.run
+        if self.config.replay.rule == "off":
+            return
+        try:
+            run.replay.collect_garbage(self.replay.needed_rows(), run.checkpoints)
+        except ReplayError as error:
+            self.parts.reporter.say(str(error))
 
     async def publish(self, progress: Progress) -> None:
         """Give the engine the learner's weights as the policy version that the run is at."""
@@ -218,11 +275,13 @@ class Trainer:
             )
         return groups
 
-    async def learn(self, groups: Sequence[Group]) -> dict[str, float]:
+    async def learn(self, groups: Sequence[Group], step: int) -> dict[str, float]:
         """Apply the replay rule to the groups, then take the learner's step; returns its metrics."""
         self.saver.begun()
         batch = [
-            self.replay.close_group(group.trajectories, self.rng) for group in groups if group.trajectories
+            self.replay.close_group(group.trajectories, self.rng, step=step)
+            for group in groups
+            if group.trajectories
         ]
         return await asyncio.to_thread(self.learner.step, batch, self.parts.run.screenshots.get)
 

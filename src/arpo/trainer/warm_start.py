@@ -1,6 +1,7 @@
-"""Warm start: record the tasks' demonstrations on the run's own desktops, then imitate them.
+"""Warm start: record the tasks' demonstrations on the run's own desktops, or read a data set, then imitate them.
 
-Invariant: only a demonstration that scored 1.0 on the desktop it is meant for is imitated.
+Invariant: a recorded demonstration is imitated only if it scored 1.0 on the desktop it is meant for, one of a data set
+only if its score is a success.
 """
 
 from __future__ import annotations
@@ -15,8 +16,9 @@ from statistics import fmean
 
 from arpo.agent.profiles import Profile
 from arpo.config.sections import ImitationSection
-from arpo.learner.learner import Learner
+from arpo.learner.lead import LeadLearner
 from arpo.protocol.problems import ArpoError, ConfigError
+from arpo.replay.dataset import Dataset
 from arpo.rollout.collect import Collector
 from arpo.rollout.demonstration import ScriptedEngine
 from arpo.rollout.row import Encoder
@@ -51,8 +53,9 @@ async def record_demonstrations(
         attempts: list[Trajectory] = []
 
         def keep(trajectory: Trajectory) -> None:
-            attempts.append(trajectory)
-            collector.on_trajectory(trajectory)
+            scripted = trajectory.model_copy(update={"sampler": "script"})
+            attempts.append(scripted)
+            collector.on_trajectory(scripted)
 
         engine = ScriptedEngine(demonstration, encoder, profile, screen)
         scheduler = GroupScheduler([task], label="demo", group_size=1, max_retries=max_retries, seed=0)
@@ -84,8 +87,18 @@ def _demonstration(suite: Suite, task: Task) -> Demonstration:
     return demonstration
 
 
+def read_demonstrations(dataset: Dataset, *, tokenizer: str, success_above: float) -> list[Trajectory]:
+    """The trajectories of a data set. Raises ConfigError when it is damaged or of another tokenizer."""
+    if dataset.manifest.tokenizer != tokenizer:
+        raise ConfigError(
+            f"imitation.dataset={dataset.root} has token ids of another tokenizer than the policy's; "
+            "fix: use the model.path it was made with (for `tiny`: the same tasks and seed, and imitation.enabled=true)"
+        )
+    return [item.trajectory for item in dataset.items(success_above)]
+
+
 async def imitate(
-    learner: Learner,
+    learner: LeadLearner,
     demonstrations: Sequence[Trajectory],
     screenshots: ScreenshotStore,
     section: ImitationSection,
@@ -118,4 +131,5 @@ async def imitate(
         probability_before=before,
         probability_after=after,
         seconds=time.monotonic() - started,
+        dataset=str(section.dataset) if section.dataset else None,
     )

@@ -6,7 +6,7 @@ with `loss_mask` true was sampled by the engine, and `logprobs` there is its beh
 
 from __future__ import annotations
 
-from typing import Self
+from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict, model_validator
 
@@ -49,6 +49,7 @@ class Trajectory(BaseModel):
     token_ids, loss_mask, logprobs: all of length L. images: in the order of their place in the row.
     score: the evaluator's, None unless the episode was evaluated. format: 0.0 or -1.0 (an action did not parse).
     problem: why the episode is invalid; an invalid trajectory is counted and never trained on.
+    sampler: `script` for a demonstration, which nobody sampled: its log-probs say nothing of how likely it was.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -71,6 +72,7 @@ class Trajectory(BaseModel):
     duration_s: float
     timings: dict[str, float] = {}
     """Seconds by phase: reset, generate, step, evaluate."""
+    sampler: Literal["policy", "script"] = "policy"
 
     @model_validator(mode="after")
     def _lengths(self) -> Self:

@@ -8,13 +8,17 @@ from __future__ import annotations
 import hashlib
 import os
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
+from pydantic import ValidationError
+
+from arpo.protocol.problems import ArpoError
 from arpo.trajectory.record import Trajectory
 
 
 def write_atomic(path: Path, data: bytes) -> None:
-    """Write so that a reader sees the old content or the new, never half of it."""
+    """Write so that a reader sees the old content or the new, never half of it, and that it survives a power cut."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
@@ -26,6 +30,16 @@ def write_atomic(path: Path, data: bytes) -> None:
     except BaseException:
         Path(name).unlink(missing_ok=True)
         raise
+    sync(path.parent)
+
+
+def sync(path: Path) -> None:
+    """Flush a file or a folder to the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 class ScreenshotStore:
@@ -68,5 +82,26 @@ class TrajectoryLog:
     def append(self, step: int, trajectory: Trajectory) -> None:
         """Append to the file of a training step."""
         self.root.mkdir(parents=True, exist_ok=True)
-        with (self.root / f"step-{step:06d}.jsonl").open("a", encoding="utf-8") as file:
+        with self._file(step).open("a", encoding="utf-8") as file:
             file.write(trajectory.model_dump_json() + "\n")
+
+    def read(self, step: int) -> Iterator[Trajectory]:
+        """The trajectories of a step, one at a time; none when nothing was recorded.
+
+        Raises ArpoError for a damaged line.
+        """
+        path = self._file(step)
+        if not path.exists():
+            return
+        with path.open("rb") as file:
+            for number, line in enumerate(file, start=1):
+                try:
+                    yield Trajectory.model_validate_json(line)
+                except ValidationError as error:
+                    raise ArpoError(
+                        f"{path}:{number} is no trajectory (a run that was killed may have cut it short); "
+                        "fix: remove that line"
+                    ) from error
+
+    def _file(self, step: int) -> Path:
+        return self.root / f"step-{step:06d}.jsonl"

@@ -1,0 +1,22 @@
+"""The program of a learner rank that the leader of a run starts: `python -m arpo.trainer.follower`."""
+
+from __future__ import annotations
+
+import sys
+
+from arpo.protocol.problems import ArpoError
+from arpo.trainer.ranks import follow_leader
+
+
+def main() -> int:
+    """Follow the leader that the environment names (RANK, WORLD_SIZE, MASTER_ADDR, MASTER_PORT)."""
+    try:
+        follow_leader()
+    except ArpoError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

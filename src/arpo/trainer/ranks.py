@@ -1,0 +1,135 @@
+"""The learner's ranks in a run: this process leads, and the others follow it.
+
+Invariant: however the leader ends, no follower outlives it: it lets them go, it kills those it has started, and one
+whose leader is gone finds its connection closed.
+
+Started by `arpo train` itself (one machine: it starts the others), or by torchrun (any number of machines: every
+process is `arpo train`, and all but rank 0 follow).
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch.distributed import is_torchelastic_launched
+
+from arpo.config.model import Config
+from arpo.learner.lead import LeadLearner, follow
+from arpo.learner.learner import Learner
+from arpo.learner.ranks import Ranks, alone, join, leave
+from arpo.policy.load import Policy
+from arpo.protocol.problems import ArpoError, ConfigError
+from arpo.trainer.assembly import PolicySource
+
+
+@dataclass(frozen=True)
+class Orders:
+    """What a follower has to know before the first step."""
+
+    config: Config
+    source: PolicySource
+
+
+def wanted_ranks(config: Config) -> int:
+    """How many processes train together."""
+    return config.learner.ranks or max(1, config.hardware.gpus)
+
+
+@contextmanager
+def leading(config: Config, source: PolicySource, policy: Policy) -> Iterator[LeadLearner]:
+    """The learner on all ranks, which are there inside. The policy's model is its from then on.
+
+    Raises ConfigError when torchrun has started another number of processes than the configuration wants, ArpoError
+    when a rank cannot be started.
+    """
+    size = wanted_ranks(config)
+    if size == 1:
+        yield LeadLearner(make_learner(config, policy, alone(policy.device)))
+        return
+    device = policy.device if policy.device.type == "cpu" else torch.device("cuda", 0)
+    with _others(size, device) as ranks:
+        ranks.share(Orders(config, source))
+        lead = LeadLearner(make_learner(config, policy, ranks))
+        yield lead
+        lead.close()
+        leave()
+
+
+def follow_leader() -> None:
+    """Be one of the other ranks until the leader lets go. Raises ArpoError when the leader is gone.
+
+    Signals are the leader's to answer: it may need this rank to save what there is.
+    """
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+    device = torch.device("cuda", local_rank) if torch.cuda.is_available() else torch.device("cpu")
+    ranks = join(device, rank=int(os.environ["RANK"]), size=int(os.environ["WORLD_SIZE"]), address="env://")
+    try:
+        orders: Orders = ranks.share(None)
+        policy = orders.source.load(orders.config, adapters=True)
+        follow(make_learner(orders.config, policy, ranks))
+    except RuntimeError as error:
+        raise ArpoError(f"rank {ranks.rank}: the leader is gone, or a step failed there: {error}") from error
+    leave()
+
+
+def make_learner(config: Config, policy: Policy, ranks: Ranks) -> Learner:
+    """The learner of a run; every rank makes the same."""
+    return Learner(
+        policy,
+        config.learner,
+        config.replay,
+        temperature=config.engine.temperature,
+        seed=config.run.seed,
+        ranks=ranks,
+    )
+
+
+@contextmanager
+def _others(size: int, device: torch.device) -> Iterator[Ranks]:
+    if is_torchelastic_launched():
+        started = int(os.environ["WORLD_SIZE"])
+        if started != size:
+            raise ConfigError(
+                f"torchrun has started {started} processes, but {size} ranks are configured; "
+                f"fix: learner.ranks={started}"
+            )
+        yield join(device, rank=0, size=size, address="env://")
+        return
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(size)}
+    children = [
+        subprocess.Popen(
+            [sys.executable, "-m", "arpo.trainer.follower"],
+            env={**os.environ, **place, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stdin=subprocess.DEVNULL,
+        )
+        for rank in range(1, size)
+    ]
+    try:
+        yield join(device, rank=0, size=size, address=f"tcp://127.0.0.1:{port}")
+        for child in children:
+            child.wait(timeout=30)
+    except RuntimeError as error:
+        # what the leader notices of a follower's end is a closed connection
+        gone = [rank for rank, child in enumerate(children, start=1) if child.poll() is not None]
+        if not gone:
+            raise
+        raise ArpoError(
+            f"learner rank {gone[0]} ended with exit code {children[gone[0] - 1].returncode}; its last words are above"
+        ) from error
+    finally:
+        for child in children:
+            child.kill()
+            child.wait()
