@@ -84,13 +84,23 @@ JOBS = {
 }
 
 
+RESUMED = {"fp64": True, "section": SECTION | {"kl": "k3", "warmup_steps": 3}}
+"""Run to step 2 on some ranks, and on to step 4 on others."""
+
+
 @pytest.fixture(scope="module")
 def on_two(tmp_path_factory):
     """All jobs on two ranks: starting the ranks costs more than the steps."""
     root = tmp_path_factory.mktemp("two")
-    folders = {name: root / str(number) for number, name in enumerate(JOBS)}
-    on_ranks(2, {folders[name]: job | {"steps": STEPS} for name, (job, _) in JOBS.items()})
-    return folders
+    here(root / "one", RESUMED | {"steps": [0, 2], "save": str(root / "by one")})
+    jobs = {name: job | {"steps": STEPS} for name, (job, _) in JOBS.items()}
+    jobs |= {
+        "saves": RESUMED | {"steps": [0, 2], "save": str(root / "by two")},
+        "goes on": RESUMED | {"steps": [2, 4], "load": str(root / "by one")},
+    }
+    folders = {name: root / str(number) for number, name in enumerate(jobs)}
+    on_ranks(2, {folders[name]: job for name, job in jobs.items()})
+    return folders | {"by two": root / "by two"}
 
 
 @pytest.mark.parametrize("name", JOBS)
@@ -99,3 +109,18 @@ def test_two_ranks_take_the_steps_of_one(name, on_two, tmp_path):
     one = here(tmp_path / "one", job | {"steps": STEPS})
     assert one[0][-1]["learner/grad_norm"] > 0
     assert_same_run(one, results(on_two[name]), tolerance)
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory):
+    metrics, weights = here(tmp_path_factory.mktemp("whole") / "one", RESUMED | {"steps": [0, 4]})
+    return metrics[2:], weights
+
+
+def test_what_one_rank_saved_goes_on_on_two(on_two, uninterrupted):
+    assert_same_run(uninterrupted, results(on_two["goes on"]), 1e-9)
+
+
+def test_what_two_ranks_saved_goes_on_on_one(on_two, uninterrupted, tmp_path):
+    loaded = here(tmp_path / "one", RESUMED | {"steps": [2, 4], "load": str(on_two["by two"])})
+    assert_same_run(uninterrupted, loaded, 1e-9)
