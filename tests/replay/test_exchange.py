@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -130,6 +131,23 @@ def test_what_was_saved_last_stays_though_its_checkpoint_is_not_there_yet(source
     buffer.save(source.root)
     source.folder.collect_garbage(buffer.needed_rows(), source.checkpoints)
     assert evicted not in source.rows()
+
+
+def test_a_row_that_only_an_older_checkpoint_refers_to_stays_as_long_as_that_one(source) -> None:
+    buffer = source.buffer(capacity=1)
+    close(buffer, [1.0], task="third")
+    older = source.publish(buffer, 4)
+    needed = buffer.stored[0].sha256
+    close(buffer, [1.0], task="third", started_at=200.0)
+    source.publish(buffer, 5)
+    assert source.folder.collect_garbage(buffer.needed_rows(), source.checkpoints) == 0
+    assert needed in source.rows()
+    # a checkpoint on its way to its name counts as well
+    older = older.rename(older.with_name(".step-000004.x"))
+    assert source.folder.collect_garbage(buffer.needed_rows(), source.checkpoints) == 0
+    shutil.rmtree(older)
+    assert source.folder.collect_garbage(buffer.needed_rows(), source.checkpoints) == 1
+    assert needed not in source.rows()
 
 
 def edit(path: Path, old: str, new: str) -> None:

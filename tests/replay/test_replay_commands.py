@@ -85,7 +85,10 @@ def test_export_and_import_carry_a_runs_successes_into_another(arpo: Arpo, sourc
 def test_wrong_input_is_one_line_with_the_fix_and_exit_code_2(
     arpo: Arpo, source: Run, tmp_path, arguments: tuple[str, ...], message: str
 ) -> None:
-    paths = [str(tmp_path / a) if a in ("source", "nowhere", "new") else a for a in arguments]
+    (tmp_path / "nowhere.file").touch()
+    paths = [
+        str(tmp_path / a) if a.partition(".")[0] in ("source", "nowhere", "new") else a for a in arguments
+    ]
     result = arpo("replay", *paths)
     assert result.returncode == 2, result.stdout
     assert result.stderr.startswith("error: ")
@@ -101,6 +104,14 @@ def test_a_damaged_row_fails_and_is_named(arpo: Arpo, source: Run, tmp_path) -> 
     assert result.returncode == 1
     assert f"{sha256}.json.gz is damaged" in result.stderr
     assert not (tmp_path / "data").exists()
+
+
+def test_a_run_that_cannot_be_written_is_one_line(arpo: Arpo, source: Run, tmp_path) -> None:
+    replay(arpo, "export", source.root, tmp_path / "data")
+    (tmp_path / "file").touch()
+    result = arpo("replay", "import", str(tmp_path / "file" / "run"), str(tmp_path / "data"))
+    assert result.returncode == 1
+    assert "file/run cannot be written: Not a directory; fix: " in result.stderr
 
 
 def test_looking_changes_nothing_and_loads_no_torch(source: Run) -> None:

@@ -134,16 +134,18 @@ def write_dataset(
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         scratch = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
+        try:
+            scratch.chmod(0o755)  # mkdtemp makes it private
+            manifest = _write(scratch, items, screenshots, tokenizer)
+            scratch.rename(folder)
+        except BaseException:
+            shutil.rmtree(scratch)
+            raise
+        sync(folder.parent)
     except OSError as error:
-        raise ConfigError(f"{folder} cannot be made: {error.strerror}; fix: name another folder") from error
-    try:
-        scratch.chmod(0o755)  # mkdtemp makes it private
-        manifest = _write(scratch, items, screenshots, tokenizer)
-        scratch.rename(folder)
-    except BaseException:
-        shutil.rmtree(scratch)
-        raise
-    sync(folder.parent)
+        raise ConfigError(
+            f"{folder} cannot be written: {error.strerror}; fix: name another folder"
+        ) from error
     return manifest
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from arpo.protocol.problems import ConfigError
 from arpo.replay.dataset import Dataset, Manifest, pictures, write_dataset
+from arpo.replay.errors import ReplayError
 from arpo.replay.folder import InboxEntry
 from arpo.replay.index import Stored
 from arpo.replay.listing import StoredRun
@@ -44,7 +45,8 @@ def export_run(
 def import_run(root: Path, dataset: Dataset) -> Imported:
     """Put a data set's trajectories and screenshots into a run directory, new or not; training takes them in next time.
 
-    Raises ConfigError when anything is damaged, no success by the run's own measure, or of another tokenizer.
+    Raises ConfigError when anything is damaged, no success by the run's own measure, or of another tokenizer,
+    ReplayError when the run cannot be written.
     """
     run = StoredRun(root)
     above, tokenizer = run.success_above(), run.tokenizer()
@@ -55,10 +57,19 @@ def import_run(root: Path, dataset: Dataset) -> Imported:
         )
     for _ in dataset.items(above):
         pass  # nothing is written before all of it has been checked
-    run.folder.make()
+    try:
+        return _copy(run, dataset, above)
+    except OSError as error:
+        raise ReplayError(
+            f"{root} cannot be written: {error.strerror}; fix: that, then import again"
+        ) from error
+
+
+def _copy(run: StoredRun, dataset: Dataset, success_above: float) -> Imported:
     added = present = 0
+    run.folder.root.mkdir(parents=True, exist_ok=True)
     with run.folder.lock():
-        for item in dataset.items(above):
+        for item in dataset.items(success_above):
             for sha256 in sorted(pictures(item.trajectory)):
                 run.screenshots.put(dataset.picture(sha256))
             run.folder.rows.put_document(item.document)

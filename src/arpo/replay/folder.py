@@ -20,7 +20,6 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from arpo.protocol.problems import ConfigError
 from arpo.replay.errors import ReplayError
 from arpo.replay.index import INDEX_FILE, Index, Stored
 from arpo.replay.rows import RowStore
@@ -45,15 +44,6 @@ class ReplayFolder:
         self.rows = RowStore(root / "rows")
         self._inbox = root / "inbox"
         self._tokenizer = root / "tokenizer.json"
-
-    def make(self) -> None:
-        """Make the folder. Raises ConfigError when that is not possible."""
-        try:
-            self.root.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise ConfigError(
-                f"{self.root} cannot be written: {error.strerror}; fix: name another run"
-            ) from error
 
     def record_tokenizer(self, fingerprint: str) -> None:
         """Note the tokenizer of the run's policy."""
