@@ -21,6 +21,7 @@ from runs import ROOT, alive, children, finish, lines, start, trajectories, wait
 
 from arpo.learner import checkpoint, tensors
 
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]  # a run is started up to five times
 Arpo = Callable[..., subprocess.CompletedProcess[str]]
 # one desktop: the engine's batches are the same in every run, so that numbers can be compared to the last digit
 SMALL = (
@@ -108,13 +109,12 @@ def whole(warm: Path) -> Path:
     return run
 
 
-@pytest.mark.slow
 def test_a_run_killed_at_random_points_ends_as_one_that_was_not(warm: Path, whole: Path) -> None:
     run, command = of_warm(warm, "killed", "trainer.max_steps=3", "trainer.eval_every=2")
     rng = random.Random(4)
     for moment in ("trajectories/step-000001.jsonl", "metrics.jsonl", "trajectories/step-000003.jsonl"):
         process = start(*command)
-        wait_for((run / moment).exists)
+        wait_for((run / moment).exists, 240)
         time.sleep(rng.uniform(0, 1.5))  # behind the metrics come save, evaluation and the next rollout
         family = children(process.pid)
         process.kill()
@@ -128,13 +128,12 @@ def test_a_run_killed_at_random_points_ends_as_one_that_was_not(warm: Path, whol
     assert_same(run, whole)
 
 
-@pytest.mark.slow
 def test_sigterm_saves_the_last_finished_step_and_asks_to_be_resumed(warm: Path, whole: Path) -> None:
     # no checkpoint is due before the last step: the one of step 1 is there only because of the signal
     every = ("trainer.max_steps=3", "trainer.eval_every=2", "trainer.checkpoint_every=3")
     run, command = of_warm(warm, "terminated", *every)
     process = start(*command)
-    wait_for(lambda: (run / "trajectories" / "step-000002.jsonl").exists())
+    wait_for((run / "trajectories" / "step-000002.jsonl").exists, 240)
     family = children(process.pid)
     asked = time.monotonic()
     process.terminate()
@@ -157,11 +156,10 @@ def test_sigterm_saves_the_last_finished_step_and_asks_to_be_resumed(warm: Path,
     assert all(change.startswith("after step 0: ") for change in changes), "nothing was changed later"
 
 
-@pytest.mark.slow
 def test_ctrl_c_saves_too_and_exits_with_130(warm: Path) -> None:
     run, command = of_warm(warm, "stopped", "trainer.max_steps=9", "trainer.checkpoint_every=9")
     process = start(*command)
-    wait_for(lambda: (run / "metrics.jsonl").exists())
+    wait_for((run / "metrics.jsonl").exists, 240)
     process.send_signal(signal.SIGINT)
     output = finish(process, 60)
     assert process.returncode == 130, output
@@ -170,7 +168,6 @@ def test_ctrl_c_saves_too_and_exits_with_130(warm: Path) -> None:
     assert newest(run).step == step
 
 
-@pytest.mark.slow
 def test_sigterm_while_torch_is_loaded_asks_to_be_resumed_as_well(tmp_path: Path) -> None:
     process = start(*SMALL, f"run.dir={tmp_path}")
     assert process.stdout is not None
@@ -181,7 +178,6 @@ def test_sigterm_while_torch_is_loaded_asks_to_be_resumed_as_well(tmp_path: Path
     assert "Traceback" not in output
 
 
-@pytest.mark.slow
 def test_a_save_that_fails_ends_the_run_with_1_and_the_older_checkpoint_stands(warm: Path) -> None:
     run, command = of_warm(warm, "full", "trainer.max_steps=3")
     before = newest(run)
@@ -201,7 +197,6 @@ def test_a_save_that_fails_ends_the_run_with_1_and_the_older_checkpoint_stands(w
     assert not list((run / "checkpoints").glob(".step-*"))
 
 
-@pytest.mark.slow
 def test_a_damaged_newest_checkpoint_is_passed_over_and_counted(warm: Path, whole: Path) -> None:
     run = warm / "damaged"
     shutil.copytree(whole, run)
@@ -222,7 +217,6 @@ def test_a_damaged_newest_checkpoint_is_passed_over_and_counted(warm: Path, whol
     assert trajectories(run)
 
 
-@pytest.mark.slow
 def test_a_checkpoint_is_exported_and_evaluated_by_name(arpo: Arpo, whole: Path, tmp_path: Path) -> None:
     exported = arpo(
         "export", str(whole), str(tmp_path / "model"), "--checkpoint", "best", "--dtype", "bfloat16"

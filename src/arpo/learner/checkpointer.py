@@ -137,7 +137,7 @@ class Checkpointer:
     def _unwritten(self, step: int, error: BaseException) -> CheckpointError:
         return CheckpointError(
             f"checkpoint {self.root / _name(step)} could not be written: {reason(error)}; older ones stand; "
-            "fix: make room on that disk, then start the run again"
+            "fix: see to that (is there room on the disk?), then start the run again"
         )
 
 
