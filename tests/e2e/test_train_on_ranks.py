@@ -115,3 +115,16 @@ def test_torchrun_with_another_number_of_processes_than_configured_names_the_fix
     )  # fmt: skip
     assert done.returncode != 0
     assert "torchrun has started 1 processes, but 2 ranks are configured; fix: learner.ranks=1" in done.stderr
+
+
+def test_a_rank_that_cannot_start_is_named_at_once(tmp_path: Path) -> None:
+    """Its interpreter is told to import something that ends it."""
+    (tmp_path / "sitecustomize.py").write_text(
+        "import os, sys\nif os.environ.get('RANK') == '1': sys.exit('rank 1 has no GPU')\n"
+    )
+    path = os.pathsep.join([str(tmp_path), *filter(None, [os.environ.get("PYTHONPATH")])])
+    process = start(*command(tmp_path, "learner.ranks=2", "trainer.max_steps=1"), PYTHONPATH=path)
+    output = finish(process)
+    assert process.returncode == 1
+    assert "rank 1 has no GPU" in output
+    assert "learner rank 1 ended with exit code 1; its last words are above" in output

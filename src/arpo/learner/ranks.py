@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
-from torch._C._distributed_c10d import HashStore
+from torch._C._distributed_c10d import HashStore, Store
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 T = TypeVar("T")
@@ -70,14 +70,21 @@ def alone(device: torch.device) -> Ranks:
     return _ranks(device)
 
 
-def join(device: torch.device, *, rank: int, size: int, address: str) -> Ranks:
+def join(
+    device: torch.device,
+    *,
+    rank: int,
+    size: int,
+    address: str | None = None,
+    store: Store | None = None,
+) -> Ranks:
     """Meet the other ranks; returns when all are there.
 
-    address: `tcp://host:port` of rank 0, the same for all, or `env://` under torchrun.
+    address: `tcp://host:port` of rank 0, the same for all, or `env://` under torchrun; or a store that all share.
     """
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    dist.init_process_group(_backend(device), init_method=address, rank=rank, world_size=size)
+    dist.init_process_group(_backend(device), init_method=address, store=store, rank=rank, world_size=size)
     return _ranks(device)
 
 

@@ -9,7 +9,7 @@ from arpo.trainer.ranks import follow_leader
 
 
 def main() -> int:
-    """Follow the leader that the environment names (RANK, WORLD_SIZE, MASTER_ADDR, MASTER_PORT)."""
+    """Follow the leader that the environment names (RANK, LOCAL_RANK, WORLD_SIZE, MASTER_PORT)."""
     try:
         follow_leader()
     except ArpoError as error:

@@ -11,14 +11,15 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
+from torch._C._distributed_c10d import TCPStore
 from torch.distributed import is_torchelastic_launched
 
 from arpo.config.model import Config
@@ -28,6 +29,8 @@ from arpo.learner.ranks import Ranks, alone, join, leave
 from arpo.policy.load import Policy
 from arpo.protocol.problems import ArpoError, ConfigError
 from arpo.trainer.assembly import PolicySource
+
+_HERE = "127.0.0.1"
 
 
 @dataclass(frozen=True)
@@ -70,9 +73,14 @@ def follow_leader() -> None:
     """
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
-    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+    local_rank, rank, size = (int(os.environ[name]) for name in ("LOCAL_RANK", "RANK", "WORLD_SIZE"))
     device = torch.device("cuda", local_rank) if torch.cuda.is_available() else torch.device("cpu")
-    ranks = join(device, rank=int(os.environ["RANK"]), size=int(os.environ["WORLD_SIZE"]), address="env://")
+    if is_torchelastic_launched():
+        ranks = join(device, rank=rank, size=size, address="env://")
+    else:
+        store = TCPStore(_HERE, int(os.environ["MASTER_PORT"]), is_master=False)
+        store.set(str(rank), "here")
+        ranks = join(device, rank=rank, size=size, store=store)
     try:
         orders: Orders = ranks.share(None)
         policy = orders.source.load(orders.config, adapters=True)
@@ -105,31 +113,38 @@ def _others(size: int, device: torch.device) -> Iterator[Ranks]:
             )
         yield join(device, rank=0, size=size, address="env://")
         return
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(size)}
-    children = [
-        subprocess.Popen(
+    store = TCPStore(_HERE, 0, is_master=True, wait_for_workers=False)
+    place = {"MASTER_PORT": str(store.port), "WORLD_SIZE": str(size)}
+    children = {
+        rank: subprocess.Popen(
             [sys.executable, "-m", "arpo.trainer.follower"],
             env={**os.environ, **place, "RANK": str(rank), "LOCAL_RANK": str(rank)},
             stdin=subprocess.DEVNULL,
         )
         for rank in range(1, size)
-    ]
+    }
     try:
-        yield join(device, rank=0, size=size, address=f"tcp://127.0.0.1:{port}")
-        for child in children:
+        while not store.check([str(rank) for rank in children]):
+            _raise_if_gone(children)
+            time.sleep(0.05)
+        yield join(device, rank=0, size=size, store=store)
+        for child in children.values():
             child.wait(timeout=30)
     except RuntimeError as error:
         # what the leader notices of a follower's end is a closed connection
-        gone = [rank for rank, child in enumerate(children, start=1) if child.poll() is not None]
-        if not gone:
-            raise
-        raise ArpoError(
-            f"learner rank {gone[0]} ended with exit code {children[gone[0] - 1].returncode}; its last words are above"
-        ) from error
+        _raise_if_gone(children, error)
+        raise
     finally:
-        for child in children:
+        for child in children.values():
             child.kill()
             child.wait()
+
+
+def _raise_if_gone(
+    children: Mapping[int, subprocess.Popen[bytes]], error: RuntimeError | None = None
+) -> None:
+    for rank, child in children.items():
+        if child.poll() is not None:
+            raise ArpoError(
+                f"learner rank {rank} ended with exit code {child.returncode}; its last words are above"
+            ) from error
