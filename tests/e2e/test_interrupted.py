@@ -19,6 +19,7 @@ import pytest
 import torch
 from runs import ROOT, alive, children, finish, lines, start, trajectories, wait_for
 
+from arpo.checkpoints import folders
 from arpo.learner import checkpoint, tensors
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]  # a run is started up to five times
@@ -65,8 +66,8 @@ def untimed(value: Any) -> Any:
     return [untimed(inner) for inner in value] if isinstance(value, list) else value
 
 
-def newest(run: Path) -> checkpoint.Checkpoint:
-    found = checkpoint.latest(run / "checkpoints")
+def newest(run: Path) -> folders.Checkpoint:
+    found = folders.latest(run / "checkpoints")
     assert found is not None
     return found
 
@@ -145,7 +146,7 @@ def test_sigterm_saves_the_last_finished_step_and_asks_to_be_resumed(warm: Path,
     assert output.strip().splitlines()[-1] == "terminated: step-000001 is saved; the same command goes on"
     assert "Traceback" not in output
     assert not alive(family)
-    assert [c.step for c in checkpoint.complete(run / "checkpoints")] == [0, 1]
+    assert [c.step for c in folders.complete(run / "checkpoints")] == [0, 1]
     process = start(*command)
     output = finish(process)
     assert process.returncode == 0, output
@@ -192,7 +193,7 @@ def test_a_save_that_fails_ends_the_run_with_1_and_the_older_checkpoint_stands(w
     assert last.startswith("error: checkpoint "), process.stderr
     assert "step-000001 could not be written" in last
     assert "older ones stand" in last
-    assert [c.step for c in checkpoint.complete(run / "checkpoints")] == [0]
+    assert [c.step for c in folders.complete(run / "checkpoints")] == [0]
     assert checkpoint.newest_sound(run / "checkpoints", lambda *passed: pytest.fail(str(passed))) == before
     assert not list((run / "checkpoints").glob(".step-*"))
 

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from test_checkpoint import Run, leaves
 
+from arpo.checkpoints import folders
 from arpo.learner import checkpoint
 from arpo.learner.checkpointer import Checkpointer
 
@@ -83,7 +84,7 @@ def main(root: Path, seed: int, kills: int) -> None:
         assert said.read().endswith("end\n")
     assert os.waitpid(pid, 0)[1] == 0
 
-    newest = checkpoint.latest(root)
+    newest = folders.latest(root)
     pid = os.fork()
     if pid:
         sys.exit(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from arpo.checkpoints import folders
 from arpo.config.sections import LearnerSection, ReplaySection
 from arpo.learner import checkpoint, tensors
 from arpo.learner.checkpoint import CheckpointError
@@ -65,7 +66,7 @@ class Run:
         saver = Checkpointer(root, keep=keep, success=success)
         self.begin(saver, step, state)
         saver.finish()
-        return checkpoint.latest(root)
+        return folders.latest(root)
 
     def load(self, found):
         return checkpoint.load(found, learner=self.learner, replay=self.replay)
@@ -92,7 +93,7 @@ def test_a_resumed_run_continues_bit_equal(tmp_path, dtype):
 
     resumed = Run(dtype=dtype)
     resumed.step(99)  # whatever was there before is replaced
-    assert resumed.load(checkpoint.latest(tmp_path)) == {"cursor": {"epoch": 1}, "step": 2}
+    assert resumed.load(folders.latest(tmp_path)) == {"cursor": {"epoch": 1}, "step": 2}
     again = [resumed.step(number) for number in (2, 3)]
 
     for before, after in zip(uninterrupted, again, strict=True):
@@ -112,7 +113,7 @@ def test_random_streams_continue(tmp_path):
 
     expected = draw()
     draw()
-    run.load(checkpoint.latest(tmp_path))
+    run.load(folders.latest(tmp_path))
     assert draw() == expected
 
 
@@ -146,12 +147,12 @@ def test_a_step_during_a_save_changes_nothing_in_what_is_written(tmp_path):
     saver.save(1, checkpoint.capture({}), learner=slow, replay=run.replay, policy=run.policy)
     run.step(1)
     assert not equal(then, run.tensors())
-    assert checkpoint.complete(tmp_path) == [], "nothing is published before everything is written"
+    assert folders.complete(tmp_path) == [], "nothing is published before everything is written"
     slow.go_on.set()
     saver.finish()
 
     saved = Run()
-    saved.load(checkpoint.latest(tmp_path))
+    saved.load(folders.latest(tmp_path))
     assert equal(then, saved.tensors())
     assert saved.replay.metrics(0) == stored
 
@@ -190,8 +191,8 @@ def test_the_newest_checkpoints_are_kept(tmp_path):
     for step in (1, 2, 3, 10):
         run.save(tmp_path, step, keep=2)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["step-000003", "step-000010"]
-    assert [c.step for c in checkpoint.complete(tmp_path)] == [3, 10]
-    assert checkpoint.latest(tmp_path).step == 10
+    assert [c.step for c in folders.complete(tmp_path)] == [3, 10]
+    assert folders.latest(tmp_path).step == 10
 
 
 def test_the_best_checkpoint_is_kept_besides_the_newest(tmp_path):
@@ -201,17 +202,17 @@ def test_the_best_checkpoint_is_kept_besides_the_newest(tmp_path):
     for step in range(1, 7):
         known = {s: value for s, value in success.items() if s < step}  # a step is evaluated after its save
         run.save(tmp_path, step, keep=1, success=lambda known=known: known)
-        there.append([c.step for c in checkpoint.complete(tmp_path)])
+        there.append([c.step for c in folders.complete(tmp_path)])
     assert there == [[1], [1, 2], [2, 3], [3, 4], [3, 5], [3, 6]]
-    assert checkpoint.best(checkpoint.complete(tmp_path), success).step == 3
-    assert checkpoint.best(checkpoint.complete(tmp_path), {}) is None
+    assert folders.best(folders.complete(tmp_path), success).step == 3
+    assert folders.best(folders.complete(tmp_path), {}) is None
 
 
 def test_saving_a_step_again_replaces_it(tmp_path):
     run = Run()
     run.save(tmp_path, 1, state={"try": 1})
     run.save(tmp_path, 1, state={"try": 2})
-    assert run.load(checkpoint.latest(tmp_path)) == {"try": 2}
+    assert run.load(folders.latest(tmp_path)) == {"try": 2}
     assert [p.name for p in tmp_path.iterdir()] == ["step-000001"]
 
 
@@ -226,12 +227,12 @@ def test_a_kill_while_a_checkpoint_is_replaced_costs_neither(tmp_path):
     (tmp_path / ".step-000001.new").mkdir()
     checkpoint.tidy(tmp_path)
     assert [p.name for p in tmp_path.iterdir()] == ["step-000001"]
-    assert run.load(checkpoint.latest(tmp_path)) == {"try": 1}
+    assert run.load(folders.latest(tmp_path)) == {"try": 1}
 
 
 def test_there_is_no_checkpoint_where_none_was_saved(tmp_path):
-    assert checkpoint.latest(tmp_path / "nothing") is None
-    assert checkpoint.complete(tmp_path) == []
+    assert folders.latest(tmp_path / "nothing") is None
+    assert folders.complete(tmp_path) == []
     assert checkpoint.newest_sound(tmp_path, lambda *passed: pytest.fail("nothing is there")) is None
 
 
@@ -260,8 +261,8 @@ def test_an_incomplete_checkpoint_is_passed_over(tmp_path, damage):
     run.save(tmp_path, 1)
     newest = run.save(tmp_path, 2)
     damage(newest.path)
-    assert checkpoint.latest(tmp_path).step == 1
-    run.load(checkpoint.latest(tmp_path))
+    assert folders.latest(tmp_path).step == 1
+    run.load(folders.latest(tmp_path))
 
 
 @pytest.mark.parametrize(
@@ -330,12 +331,12 @@ def test_a_save_that_fails_is_an_error_of_the_next_call_and_the_older_one_stands
     assert "\n" not in str(error.value)
     assert [p.name for p in tmp_path.iterdir()] == ["step-000001"], "what was half written makes room"
     found = Run()
-    found.load(checkpoint.latest(tmp_path))
+    found.load(folders.latest(tmp_path))
     assert equal(before, found.tensors())
     saver.finish()  # said once; the run may go on if it likes
     run.begin(saver, 3)
     saver.finish()
-    assert checkpoint.latest(tmp_path).step == 3
+    assert folders.latest(tmp_path).step == 3
 
 
 def test_the_manifest_names_every_file(tmp_path):
@@ -349,7 +350,7 @@ def test_a_group_member_survives_the_replay_buffers_way_through_a_checkpoint(tmp
     run.step(1)
     run.save(tmp_path, 1)
     resumed = Run()
-    resumed.load(checkpoint.latest(tmp_path))
+    resumed.load(folders.latest(tmp_path))
     failures = [
         conversation(run.policy, run.pictures, ["Press."], score=0.0, task_id="task-1") for _ in range(2)
     ]

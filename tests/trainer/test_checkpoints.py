@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from arpo.learner import manifest
+from arpo.checkpoints import manifest
 from arpo.learner.checkpoint import CheckpointError
 from arpo.protocol.problems import ConfigError
 from arpo.trainer.checkpoints import choose, evaluated, newest_to_resume

@@ -12,9 +12,9 @@ import pytest
 import yaml
 
 from arpo.agent.profiles import get_profile
+from arpo.checkpoints import folders
 from arpo.config.load import load_config
 from arpo.config.model import Config
-from arpo.learner import checkpoint
 from arpo.protocol.problems import ConfigError
 from arpo.trainer.assembly import load_tasks, policy_source
 from arpo.trainer.evaluate import evaluate_run
@@ -133,7 +133,7 @@ def test_a_run_that_exists_is_left_alone_when_it_is_not_to_be_resumed(imitated) 
 
 def test_the_policy_stays_the_checkpoints_when_the_tasks_change(imitated) -> None:
     # the tiny policy's tokenizer is made for its tasks: another one under the same weights would be another policy
-    def vocabulary(task_set: str, saved: checkpoint.Checkpoint | None) -> dict[str, int]:
+    def vocabulary(task_set: str, saved: folders.Checkpoint | None) -> dict[str, int]:
         changed = config(imitated, "imitated", f"tasks.set={task_set}")
         suite, tasks, _ = load_tasks(changed)
         profile = get_profile(
@@ -145,7 +145,7 @@ def test_the_policy_stays_the_checkpoints_when_the_tasks_change(imitated) -> Non
         source = policy_source(changed, suite, tasks, profile, saved)
         return dict(source.load(changed, adapters=True).tokenizer.get_vocab())
 
-    saved = checkpoint.latest(imitated / "imitated" / "checkpoints")
+    saved = folders.latest(imitated / "imitated" / "checkpoints")
     own = vocabulary(f"{imitated}/two.json", None)
     (imitated / "others.json").write_text(
         json.dumps({"notes": ["notes-milk"], "settings": ["settings-mute"]})

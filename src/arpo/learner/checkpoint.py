@@ -1,19 +1,16 @@
-"""Checkpoints of a training run: finding, choosing and loading them. `arpo.learner.checkpointer` writes them.
+"""Loading checkpoints of a training run. `arpo.checkpoints` finds them, `arpo.learner.checkpointer` writes them.
 
     step-000003/  tensors/ (learner)  policy/ (model folder without weights)  replay/  state.json  manifest.json
 
-Invariant: a folder named `step-000003` is complete. It is written under another name and renamed at the end, and its
-manifest names every file, so a save that was killed and a copy that was cut short are both recognised.
+Invariant: a checkpoint that is damaged is never loaded in silence, and never takes the place of a sound one.
 """
 
 from __future__ import annotations
 
 import json
 import random
-import re
 import shutil
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, cast
 
@@ -21,7 +18,8 @@ import numpy as np
 import torch
 from torch.distributed.checkpoint.api import CheckpointException
 
-from arpo.learner import manifest
+from arpo.checkpoints import manifest
+from arpo.checkpoints.folders import Checkpoint, complete
 from arpo.protocol.problems import ArpoError
 
 TENSORS = "tensors"
@@ -44,38 +42,6 @@ class Loads(Protocol):
 
     def load(self, folder: Path) -> None:
         """Raises one of `UNREADABLE`."""
-
-
-@dataclass(frozen=True)
-class Checkpoint:
-    """A published checkpoint."""
-
-    path: Path
-    step: int
-
-    def __str__(self) -> str:
-        return str(self.path)
-
-
-def complete(root: Path) -> list[Checkpoint]:
-    """All complete checkpoints below `root`, oldest first."""
-    found = []
-    for path in root.glob("step-*"):
-        match = re.fullmatch(r"step-(\d+)", path.name)
-        if match and manifest.is_complete(path):
-            found.append(Checkpoint(path, int(match[1])))
-    return sorted(found, key=lambda checkpoint: checkpoint.step)
-
-
-def latest(root: Path) -> Checkpoint | None:
-    """The newest complete checkpoint, if there is one."""
-    return next(reversed(complete(root)), None)
-
-
-def best(checkpoints: list[Checkpoint], success: Mapping[int, float]) -> Checkpoint | None:
-    """The one whose step has the highest success, the newest of several; None when none was evaluated."""
-    evaluated = [checkpoint for checkpoint in checkpoints if checkpoint.step in success]
-    return max(evaluated, key=lambda checkpoint: (success[checkpoint.step], checkpoint.step), default=None)
 
 
 def newest_sound(root: Path, damaged: Callable[[Checkpoint, str], None]) -> Checkpoint | None:

@@ -15,6 +15,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Protocol
 
+from arpo.checkpoints.folders import best, complete
+from arpo.checkpoints.manifest import seal, sync
 from arpo.learner.checkpoint import (
     POLICY,
     REPLACED,
@@ -23,12 +25,9 @@ from arpo.learner.checkpoint import (
     TENSORS,
     UNREADABLE,
     CheckpointError,
-    best,
-    complete,
     reason,
     tidy,
 )
-from arpo.learner.manifest import seal, sync
 
 
 class Learner(Protocol):

@@ -14,8 +14,9 @@ from typing import Any, Literal
 import torch
 from safetensors import SafetensorError
 
+from arpo.checkpoints.folders import Checkpoint
 from arpo.learner import tensors
-from arpo.learner.checkpoint import POLICY, TENSORS, UNREADABLE, Checkpoint, unreadable
+from arpo.learner.checkpoint import POLICY, TENSORS, UNREADABLE, unreadable
 from arpo.policy.load import blank_model
 from arpo.policy.lora import LORA_FILE, Lora, merged
 from arpo.policy.quiet import no_progress_bars

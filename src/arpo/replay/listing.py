@@ -5,13 +5,12 @@ Invariant: nothing here writes, and nothing here needs torch.
 
 from __future__ import annotations
 
-import json
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Self
 
+from arpo.checkpoints.folders import latest
 from arpo.config.load import load_config
 from arpo.config.sections import ReplaySection
 from arpo.protocol.problems import ConfigError
@@ -102,11 +101,11 @@ class StoredRun:
     def _newest_index(self) -> Index:
         """Of the newest complete checkpoint; an empty one when there is none."""
         for _ in range(_TRIES):
-            newest = _newest_checkpoint(self.root / "checkpoints")
+            newest = latest(self.root / "checkpoints")
             if newest is None:
                 return Index()
             try:
-                return Index.read(newest / "replay")
+                return Index.read(newest.path / "replay")
             except FileNotFoundError:
                 continue  # training has published a newer one and removed this one
             except ValueError as error:
@@ -114,18 +113,3 @@ class StoredRun:
         raise ReplayError(
             f"{self.root}/checkpoints: no checkpoint stays long enough to be read; fix: try again"
         )
-
-
-def _newest_checkpoint(root: Path) -> Path | None:
-    """The highest `step-N` whose manifest names only files that are there in full, as `arpo train` resumes from."""
-    found = [path for path in root.glob("step-*") if re.fullmatch(r"step-\d+", path.name)]
-    found.sort(key=lambda path: int(path.name.removeprefix("step-")))
-    return next((path for path in reversed(found) if _is_complete(path)), None)
-
-
-def _is_complete(folder: Path) -> bool:
-    try:
-        sizes = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))["files"]
-        return all((folder / name).stat().st_size == size for name, size in sizes.items())
-    except (OSError, ValueError, KeyError):
-        return False

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from functools import partial
 
 from arpo.agent.profiles import Profile, get_profile
+from arpo.checkpoints.folders import Checkpoint
 from arpo.client import EnvClient
 from arpo.config.model import Config
-from arpo.learner.checkpoint import POLICY, Checkpoint
+from arpo.learner.checkpoint import POLICY
 from arpo.learner.export import fill as fill_weights
 from arpo.policy.load import Policy, load_policy
 from arpo.policy.lora import Lora

@@ -9,8 +9,10 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
-from arpo.learner import checkpoint, manifest
-from arpo.learner.checkpoint import Checkpoint, CheckpointError
+from arpo.checkpoints import folders, manifest
+from arpo.checkpoints.folders import Checkpoint
+from arpo.learner import checkpoint
+from arpo.learner.checkpoint import CheckpointError
 from arpo.protocol.problems import ConfigError
 
 Say = Callable[[str], None]
@@ -41,9 +43,9 @@ def choose(run: Path, which: str, say: Say) -> Checkpoint | None:
     root = folder(run)
     if which == "latest":
         return checkpoint.newest_sound(root, lambda passed, why: say(_passed_over(passed, why)))
-    found = checkpoint.complete(root)
+    found = folders.complete(root)
     if which == "best":
-        chosen = checkpoint.best(found, evaluated(run))
+        chosen = folders.best(found, evaluated(run))
         lacks = f"no checkpoint of {run} was evaluated in training"
     else:
         number = which.removeprefix("step-")

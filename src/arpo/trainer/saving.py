@@ -11,8 +11,10 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
+from arpo.checkpoints import folders
+from arpo.checkpoints.folders import Checkpoint
 from arpo.learner import checkpoint
-from arpo.learner.checkpoint import Checkpoint, CheckpointError
+from arpo.learner.checkpoint import CheckpointError
 from arpo.learner.checkpointer import Checkpointer
 from arpo.learner.lead import LeadLearner
 from arpo.policy.load import Policy
@@ -97,7 +99,7 @@ class Saver:
         await self.save()
         await self.finish()
         if not stop.overdue:
-            newest = checkpoint.latest(self._checkpointer.root)
+            newest = folders.latest(self._checkpointer.root)
             stop.result = f"{newest.path.name} is saved" if newest else "no step had finished"
 
     def restore(self, saved: Checkpoint) -> Progress:

@@ -13,9 +13,9 @@ from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from statistics import fmean
 
+from arpo.checkpoints import folders
+from arpo.checkpoints.folders import Checkpoint
 from arpo.config.model import Config
-from arpo.learner import checkpoint
-from arpo.learner.checkpoint import Checkpoint
 from arpo.learner.checkpointer import Checkpointer
 from arpo.learner.lead import LeadLearner
 from arpo.protocol.problems import ArpoError, ConfigError
@@ -91,7 +91,7 @@ async def train(config: Config, reporter: Reporter, stop: Stop | None = None) ->
 async def warm_start(config: Config, reporter: Reporter) -> tuple[WarmStart, Checkpoint]:
     """Only the warm start; its checkpoint (step 0) is where `train` of the same run goes on."""
     with RunDirectory(config) as run:
-        newest = checkpoint.latest(run.checkpoints)
+        newest = folders.latest(run.checkpoints)
         if newest is not None:
             raise ConfigError(
                 f"{run.root} has {newest.path.name} already; fix: choose another run.name, or go on with `arpo train`"
@@ -99,7 +99,7 @@ async def warm_start(config: Config, reporter: Reporter) -> tuple[WarmStart, Che
         open_run(config, run, reporter)
         async with learning(config, run, None, reporter) as trainer, trainer.saver.until_left():
             result = await trainer.warm_start(Progress())
-        saved = checkpoint.latest(run.checkpoints)
+        saved = folders.latest(run.checkpoints)
         assert saved is not None  # noqa: S101 - a save that failed has raised
         return result, saved
 
@@ -110,7 +110,7 @@ def open_run(config: Config, run: RunDirectory, reporter: Reporter) -> tuple[Che
     Returns the newest sound checkpoint, if there is any, and how many newer ones are damaged. Raises ConfigError when there
     is one and `run.resume` is off.
     """
-    if not config.run.resume and checkpoint.latest(run.checkpoints) is not None:
+    if not config.run.resume and folders.latest(run.checkpoints) is not None:
         raise ConfigError(
             f"{run.root} holds a run already; fix: choose another run.name, or set run.resume=true"
         )
@@ -342,9 +342,9 @@ class Trainer:
     def summarise(self, progress: Progress, after: EvaluationResult | None, seconds: float) -> Summary:
         """Write and return `summary.json`."""
         parts = self.parts
-        saved = checkpoint.complete(parts.run.checkpoints)
+        saved = folders.complete(parts.run.checkpoints)
         newest = saved[-1] if saved else None
-        best = checkpoint.best(saved, evaluated(parts.run.root))
+        best = folders.best(saved, evaluated(parts.run.root))
         summary = Summary(
             run=str(parts.run.root),
             provider=parts.config.env.provider if parts.server else str(parts.config.env.url),
