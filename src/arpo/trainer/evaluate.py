@@ -13,7 +13,7 @@ from arpo.trainer.checkpoints import choose
 from arpo.trainer.progress import Reporter
 from arpo.trainer.run_directory import RunDirectory
 from arpo.trainer.state import Progress
-from arpo.trainer.train import run_evaluation
+from arpo.trainer.watching import run_evaluation
 
 _LABEL = re.compile(r"(?!(before|after|step-.*)$)[A-Za-z0-9][A-Za-z0-9._-]*")
 

@@ -9,9 +9,8 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager
-from statistics import fmean
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 
 from arpo.checkpoints import folders
 from arpo.checkpoints.folders import Checkpoint
@@ -23,12 +22,13 @@ from arpo.replay import ReplayBuffer, ReplayError
 from arpo.replay.dataset import Dataset
 from arpo.replay.intake import take_in
 from arpo.replay.tokenizer import tokenizer_fingerprint
-from arpo.rollout.evaluation import EvaluationResult, evaluate
+from arpo.rollout.evaluation import EvaluationResult
 from arpo.rollout.scheduler import Group, GroupScheduler
 from arpo.tasks.model import Task
 from arpo.trainer.assembly import Assembly, assemble
 from arpo.trainer.checkpoints import evaluated, newest_to_resume
 from arpo.trainer.cursor import TaskCursor
+from arpo.trainer.metrics import step_metrics, warnings
 from arpo.trainer.progress import Reporter
 from arpo.trainer.ranks import leading
 from arpo.trainer.run_directory import RunDirectory
@@ -37,6 +37,7 @@ from arpo.trainer.state import Progress, WarmStart
 from arpo.trainer.stop import Stop
 from arpo.trainer.summary import Summary, missing_stages
 from arpo.trainer.warm_start import imitate, read_demonstrations, record_demonstrations
+from arpo.trainer.watching import run_evaluation, watching
 from arpo.trajectory import Trajectory
 from arpo.trajectory.store import ScreenshotStore
 
@@ -309,35 +310,18 @@ class Trainer:
         seconds: dict[str, float],
     ) -> None:
         """One line of `metrics.jsonl`, and one for the person watching."""
-        config = self.config
-        valid = [t for group in groups for t in group.trajectories]
-        busy = sum(t.duration_s for t in valid)
-        capacity = config.env.desktops * seconds["rollout"]
-        row: dict[str, float] = {
-            "step": progress.step,
-            "policy_version": progress.policy_version,
-            "rollout/valid": len(valid),
-            "rollout/successes": sum(t.succeeded(config.replay.success_above) for t in valid),
-            "rollout/score": fmean(t.score or 0.0 for t in valid),
-            "rollout/reward": fmean(t.reward(config.learner.format_coef) for t in valid),
-            "rollout/retries": sum(group.retries for group in groups),
-            "rollout/lost": sum(group.lost for group in groups),
-            "rollout/turns": fmean(len(t.turns) for t in valid),
-            "rollout/format_errors": sum(t.format < 0 for t in valid),
-            "rollout/env_utilisation": busy / capacity if capacity else 0.0,
-            **{f"replay/{key}": value for key, value in self.replay.metrics(progress.policy_version).items()},
-            "checkpoint/damaged": progress.damaged_checkpoints,
-            **learned,
-            **{f"seconds/{key}": value for key, value in seconds.items()},
-            "seconds/step": sum(seconds.values()),
-        }
+        row = step_metrics(
+            self.config, progress, groups, self.replay.metrics(progress.policy_version), learned, seconds
+        )
         progress.per_step.append(row)
         self.parts.run.metrics(row)
         self.parts.reporter.say(
-            f"step {progress.step}/{config.trainer.max_steps}: score {row['rollout/score']:.2f}  "
+            f"step {progress.step}/{self.config.trainer.max_steps}: score {row['rollout/score']:.2f}  "
             f"replayed {row['replay/injected']:.0f}  grad norm {row['learner/grad_norm']:.3g}  "
             f"invalid {row['rollout/retries'] + row['rollout/lost']:.0f}  {row['seconds/step']:.1f} s"
         )
+        for warning in warnings(row, self.config):
+            self.parts.reporter.say(f"warning: {warning}")
 
     def summarise(self, progress: Progress, after: EvaluationResult | None, seconds: float) -> Summary:
         """Write and return `summary.json`."""
@@ -366,41 +350,3 @@ class Trainer:
         )
         parts.run.write("summary.json", summary.model_dump(mode="json"))
         return summary
-
-
-async def run_evaluation(parts: Assembly, progress: Progress, label: str) -> EvaluationResult:
-    """Evaluate the engine's policy; the result is kept under `evaluations/<label>.json`."""
-    config = parts.config
-    repeats = config.trainer.eval_repeats
-    total = len(parts.eval_tasks) * repeats
-    with watching(parts, progress, progress.step, f"evaluation {label}", total) as count:
-        result = await evaluate(
-            parts.collector(temperature=config.engine.eval_temperature, on_trajectory=count),
-            parts.eval_tasks,
-            label=f"eval-{label}",
-            repeats=repeats,
-            max_retries=config.rollout.max_retries,
-            seed=config.run.seed,
-        )
-    parts.run.write(f"evaluations/{label}.json", {"step": progress.step, **result.record()})
-    return result
-
-
-@contextmanager
-def watching(
-    parts: Assembly, progress: Progress, step: int, title: str, total: int
-) -> Iterator[Callable[[Trajectory], None]]:
-    """Yields what to call with every episode that ended: shows how many did, and keeps the faults."""
-    done = successes = 0
-
-    def ended(trajectory: Trajectory) -> None:
-        nonlocal done, successes
-        if trajectory.problem is not None:
-            parts.run.fault(step, trajectory)
-            progress.faults[trajectory.problem.code.value] += 1
-        done += trajectory.valid
-        successes += trajectory.succeeded(parts.config.replay.success_above)
-        counter.update(done, f"{successes} successes")
-
-    with parts.reporter.count(title, total) as counter:
-        yield ended

@@ -1,0 +1,60 @@
+"""What one training step leaves in `metrics.jsonl`, and what of it a person should be told. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from statistics import fmean
+
+from arpo.config.model import Config
+from arpo.rollout.scheduler import Group
+from arpo.trainer.state import Progress
+
+
+def step_metrics(
+    config: Config,
+    progress: Progress,
+    groups: Sequence[Group],
+    replay: Mapping[str, float],
+    learned: Mapping[str, float],
+    seconds: Mapping[str, float],
+) -> dict[str, float]:
+    """The row of the step that `progress` has just finished. seconds: by part of the step, `rollout` among them."""
+    valid = [t for group in groups for t in group.trajectories]
+    busy = sum(t.duration_s for t in valid)
+    capacity = config.env.desktops * seconds["rollout"]
+    return {
+        "step": progress.step,
+        "policy_version": progress.policy_version,
+        "rollout/valid": len(valid),
+        "rollout/successes": sum(t.succeeded(config.replay.success_above) for t in valid),
+        "rollout/score": fmean(t.score or 0.0 for t in valid),
+        "rollout/reward": fmean(t.reward(config.learner.format_coef) for t in valid),
+        "rollout/retries": sum(group.retries for group in groups),
+        "rollout/lost": sum(group.lost for group in groups),
+        "rollout/turns": fmean(len(t.turns) for t in valid),
+        "rollout/format_errors": sum(t.format < 0 for t in valid),
+        "rollout/env_utilisation": busy / capacity if capacity else 0.0,
+        **{f"replay/{key}": value for key, value in replay.items()},
+        "checkpoint/damaged": progress.damaged_checkpoints,
+        **learned,
+        **{f"seconds/{key}": value for key, value in seconds.items()},
+        "seconds/step": sum(seconds.values()),
+    }
+
+
+def warnings(row: Mapping[str, float], config: Config) -> Iterator[str]:
+    """What is wrong with a step although it went through, one line each."""
+    if row["learner/engine_logprob_gap_alarm"]:
+        yield (
+            f"engine and learner disagree about what was sampled: log-probs differ by "
+            f"{row['learner/engine_logprob_gap']:.3g} on average, more than "
+            f"learner.logprob_gap_alarm={config.learner.logprob_gap_alarm:g}; are their weights, temperature and "
+            f"engine.top_p={config.engine.top_p:g} the same?"
+        )
+    if skipped := row["learner/skipped_steps"]:
+        yield f"{skipped:.0f} optimizer steps were skipped, because their gradient was not finite"
+    if left_out := row["learner/rows_left_out"]:
+        yield (
+            f"{left_out:.0f} trajectories were not trained on: nothing of them fits into "
+            f"learner.max_row_tokens={config.learner.max_row_tokens}, or nothing was sampled"
+        )
