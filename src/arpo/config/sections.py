@@ -233,7 +233,7 @@ class LearnerSection(Section):
     logits_chunk: Positive = 1024
     """Tokens whose logits exist at the same time."""
     weights: Literal["fp32", "kahan"] = "fp32"
-    """Trained weights: fp32 masters, or bf16 with Kahan summation, at half the memory."""
+    """Trained weights and optimizer state: fp32 (12 bytes a parameter), or bf16 with Kahan summation (10)."""
     cpu_offload: bool = False
     """Keep weights, gradients and optimizer state in the host's memory between uses."""
     ranks: NonNegative = 0
