@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
-import types
 
 import pytest
 import torch
@@ -13,9 +11,12 @@ from transformers import AutoImageProcessor, AutoModelForImageTextToText, AutoTo
 
 from arpo.learner.checkpoint import CheckpointError
 from arpo.learner.export import export, fill
+from arpo.learner.rows import whole_row
 from arpo.policy.load import load_policy
+from arpo.policy.logprobs import packed_logprobs
+from arpo.policy.lora import Lora
 from arpo.protocol.problems import ConfigError
-from policy_kit import MAX_PIXELS, MIN_PIXELS
+from policy_kit import MAX_PIXELS, MIN_PIXELS, fresh_policy
 
 
 @pytest.fixture(scope="module")
@@ -26,10 +27,15 @@ def trained(tmp_path_factory):
 
 
 def logprobs(run, policy):
-    run.policy.model.eval()
-    from arpo.learner.imitation import sequence_logprobs
+    """Of what the run sampled, under an ordinary policy."""
+    rows = [whole_row(trajectory).token_row() for trajectory in run.rows(0)]
+    with torch.no_grad():
+        return packed_logprobs(policy, rows, PICTURES.__getitem__, temperature=1.0)[0].tolist()
 
-    return sequence_logprobs(policy, run.rows(0), PICTURES.__getitem__, temperature=1.0, micro_batch_rows=1)
+
+def learners(run):
+    """The same under the run's learner."""
+    return [x for row in run.learner.token_logprobs(run.rows(0), PICTURES.__getitem__) for x in row]
 
 
 def test_the_exported_policy_is_the_learners(trained, tmp_path):
@@ -37,7 +43,7 @@ def test_the_exported_policy_is_the_learners(trained, tmp_path):
     folder = tmp_path / "deep" / "model"
     assert export(saved, folder) == "float32"
     policy = load_policy(folder, device="cpu", min_pixels=MIN_PIXELS, max_pixels=MAX_PIXELS)
-    assert logprobs(run, policy) == logprobs(run, run.policy)
+    assert logprobs(run, policy) == pytest.approx(learners(run), abs=1e-5)
     assert len(AutoTokenizer.from_pretrained(folder)) == len(run.policy.tokenizer)
     assert AutoImageProcessor.from_pretrained(folder).patch_size == run.policy.processor.patch_size
     assert [path.name for path in folder.parent.iterdir()] == ["model"]
@@ -50,7 +56,7 @@ def test_a_policy_made_from_the_blueprint_is_filled_with_the_weights(trained):
     options = {"device": "cpu", "min_pixels": MIN_PIXELS, "max_pixels": MAX_PIXELS}
     policy = load_policy(saved.path / "policy", weights=False, **options)
     fill(policy.model, saved)
-    assert logprobs(run, policy) == logprobs(run, run.policy)
+    assert logprobs(run, policy) == pytest.approx(learners(run), abs=1e-5)
     with pytest.raises(ConfigError, match="not a vision-language model folder"):
         load_policy(saved.path / "policy", **options)  # there are no weights to be read
 
@@ -60,8 +66,8 @@ def test_the_type_of_the_weights_can_be_chosen(trained, tmp_path):
     assert export(saved, tmp_path / "half", "bfloat16") == "bfloat16"
     model = AutoModelForImageTextToText.from_pretrained(tmp_path / "half")
     assert model.dtype == torch.bfloat16
-    for half, full in zip(model.parameters(), run.policy.model.parameters(), strict=True):
-        assert torch.equal(half, full.bfloat16())
+    weights = run.learner.weights()
+    assert all(torch.equal(half, weights[name].bfloat16()) for name, half in model.named_parameters())
 
 
 def test_a_folder_that_holds_something_is_left_alone(trained, tmp_path):
@@ -75,22 +81,22 @@ def test_a_folder_that_holds_something_is_left_alone(trained, tmp_path):
     assert (tmp_path / "empty" / "config.json").exists()
 
 
-def test_adapters_are_merged_by_those_who_know_them(trained, tmp_path, monkeypatch):
-    run = Run()
+def test_adapters_are_part_of_the_exported_weights(tmp_path):
+    run = Run(lora=Lora(rank=4, alpha=8.0))
+    before = logprobs(run, fresh_policy())
+    for number in range(3):
+        run.step(number)
     saved = run.save(tmp_path / "checkpoints", 1)
-    (saved.path / "policy" / "lora.json").write_text(json.dumps({"rank": 8}))
-    seen = []
-
-    def merged(state, settings):
-        seen.append(settings)
-        return {name: torch.full_like(tensor, 0.5) for name, tensor in state.items()}
-
-    monkeypatch.setitem(sys.modules, "arpo.policy.lora", types.SimpleNamespace(merged=merged))
-    export(saved, tmp_path / "model")
-    assert seen == [{"rank": 8}]
-    assert not (tmp_path / "model" / "lora.json").exists()
-    model = AutoModelForImageTextToText.from_pretrained(tmp_path / "model")
-    assert all(bool((parameter == 0.5).all()) for parameter in model.parameters())
+    folder = tmp_path / "model"
+    export(saved, folder)
+    assert not (folder / "lora.json").exists()
+    policy = load_policy(folder, device="cpu", min_pixels=MIN_PIXELS, max_pixels=MAX_PIXELS)
+    assert logprobs(run, policy) == pytest.approx(learners(run), abs=1e-5)
+    assert logprobs(run, policy) != pytest.approx(before, abs=1e-3)
+    # and one that is resumed has them as adapters
+    resumed = Run(lora=Lora(rank=4, alpha=8.0))
+    resumed.load(saved)
+    assert learners(resumed) == pytest.approx(learners(run), abs=1e-6)
 
 
 @pytest.mark.parametrize("name", ["tensors/.metadata", "tensors/__0_0.distcp", "policy/config.json"])

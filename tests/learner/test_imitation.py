@@ -47,7 +47,7 @@ def test_sequence_log_probs_do_not_depend_on_the_batch():
 def test_the_log_probs_of_single_tokens_are_the_parts_of_a_sequences():
     policy, pictures = fresh_policy(), Pictures()
     shown = demonstrations(policy, pictures)
-    learner = learner_of(policy, temperature=0.8, micro_batch_rows=2)
+    learner = learner_of(policy, temperature=0.8)
     parts = learner.token_logprobs(shown, pictures.__getitem__)
     assert [len(part) for part in parts] == [sum(t.loss_mask) for t in shown]
     assert [sum(part) for part in parts] == pytest.approx(

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from arpo.checkpoints.manifest import seal
 from arpo.config.sections import ReplaySection
 from arpo.protocol.actions import Click, Finished
 from arpo.protocol.problems import Problem
@@ -111,8 +112,7 @@ class Run:
         checkpoint = self.checkpoints / f"step-{step:06d}"
         (checkpoint / "replay").mkdir(parents=True)
         buffer.save(checkpoint / "replay")
-        size = (checkpoint / "replay" / "index.json").stat().st_size
-        (checkpoint / "manifest.json").write_text(f'{{"files": {{"replay/index.json": {size}}}}}')
+        seal(checkpoint)
         return checkpoint
 
     def rows(self) -> set[str]:
