@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from arpo.policy.logprobs import TokenRow, packed_logprobs
+from arpo.policy.lora import Lora
 from arpo.rollout.engines import EngineError, Sampling
 from arpo.rollout.engines.hf import HFEngine
 from policy_kit import Pictures, fresh_policy, picture
@@ -71,8 +72,8 @@ def test_a_seed_determines_what_is_sampled_whatever_else_is_in_the_batch(policy)
     assert [g.token_ids for g in others] != [g.token_ids for g in batched]
 
 
-@pytest.mark.parametrize("temperature", [1.0, 0.6])
-def test_engine_log_probs_are_the_learners_to_1e_4(policy, temperature):
+def assert_log_probs_agree(policy, temperature):
+    """The engine's log-probs of what it samples are those that the learner computes, to 1e-4."""
     requests = [(p, sampling(n, temperature=temperature)) for n, p in enumerate(prompts(policy))]
     generations = together(policy, requests)
     rows, pictures = [], Pictures()
@@ -84,6 +85,25 @@ def test_engine_log_probs_are_the_learners_to_1e_4(policy, temperature):
     engine = torch.tensor([value for g in generations for value in g.logprobs])
     assert len(engine) == 4 * 12
     assert float((learner - engine).abs().max()) < 1e-4
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.6])
+def test_engine_log_probs_are_the_learners_to_1e_4(policy, temperature):
+    assert_log_probs_agree(policy, temperature)
+
+
+@pytest.mark.parametrize("architecture", ["qwen2_vl", "qwen3_vl"])
+def test_so_they_are_with_the_other_architectures(architecture):
+    assert_log_probs_agree(fresh_policy(architecture), 1.0)
+
+
+def test_so_they_are_with_adapters_which_the_engine_has_folded_in():
+    policy = fresh_policy(lora=Lora(rank=4, alpha=8.0))
+    with torch.no_grad():
+        for name, parameter in policy.model.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_(std=0.1, generator=torch.Generator().manual_seed(0))
+    assert_log_probs_agree(policy, 1.0)
 
 
 def test_greedy_sampling_is_what_transformers_generates(policy):
