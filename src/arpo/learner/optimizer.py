@@ -7,7 +7,7 @@ a step with a gradient that is not finite changes nothing.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -80,40 +80,49 @@ class AdamW:
 
     @torch.no_grad()
     def accumulate(self) -> None:
-        """Add the parameters' gradients to the sums; call it after each backward pass."""
+        """Call it after each backward pass: gradients that torch would sum in bf16 are summed in fp32 here."""
         for name, parameter in self._parameters.items():
-            if parameter.grad is None:
+            if parameter.grad is None or _wide(parameter.dtype) == parameter.dtype:
                 continue
             gradient = local(parameter.grad)
-            gradient = gradient.to(torch.promote_types(gradient.dtype, torch.float32))
             if name in self._sums:
                 self._sums[name] += gradient
             else:
-                self._sums[name] = gradient
+                self._sums[name] = gradient.to(_wide(gradient.dtype))
             parameter.grad = None
 
     @torch.no_grad()
     def step(self) -> StepResult:
         """Clip, update and forget the gradients. Every rank must call it."""
-        lr, norm, sums = self.next_lr, self._norm(), self._sums
-        self._sums = {}
+        gradients, lr = self._take_gradients(), self.next_lr
+        norm = self._norm(gradients.values())
         applied = math.isfinite(norm)
         if not applied:
             self._skipped += 1
-        elif sums:
+        elif gradients:
             self._steps += 1
             scale = min(1.0, self._grad_clip / (norm + 1e-6))
-            for name, gradient in sums.items():
+            for name, gradient in gradients.items():
                 self._update(name, gradient.mul_(scale) if scale < 1 else gradient, lr)
-        return StepResult(applied and bool(sums), norm, lr)
+        return StepResult(applied and bool(gradients), norm, lr)
 
     def state_dict(self) -> dict[str, Any]:
         """Tensors by parameter name, sharded as the parameters are, and counters. Views, not copies."""
         return {"steps": self._steps, "skipped": self._skipped, "adamw": self._state}
 
-    def _norm(self) -> float:
-        """The global norm of the summed gradients, over all ranks."""
-        squares = sum((float(g.double().square().sum()) for g in self._sums.values()), 0.0)
+    def _take_gradients(self) -> dict[str, torch.Tensor]:
+        """This rank's part of every gradient there is; nothing is left of them elsewhere."""
+        self.accumulate()
+        gradients, self._sums = self._sums, {}
+        for name, parameter in self._parameters.items():
+            if parameter.grad is not None:
+                gradients[name] = local(parameter.grad)
+                parameter.grad = None
+        return gradients
+
+    def _norm(self, gradients: Iterable[torch.Tensor]) -> float:
+        """The global norm of the gradients, over all ranks."""
+        squares = sum((float(torch.linalg.vector_norm(g)) ** 2 for g in gradients), 0.0)
         return math.sqrt(self._ranks.sum(squares) if self._ranks else squares)
 
     def _update(self, name: str, gradient: torch.Tensor, lr: float) -> None:
@@ -137,9 +146,14 @@ class AdamW:
 
 
 def _fresh_state(parameter: torch.Tensor) -> dict[str, torch.Tensor]:
-    sums = torch.promote_types(parameter.dtype, torch.float32)
+    wide = _wide(parameter.dtype)
     state = {
         "exp_avg": torch.zeros_like(parameter),
-        "exp_avg_sq": torch.zeros_like(parameter, dtype=sums),
+        "exp_avg_sq": torch.zeros_like(parameter, dtype=wide),
     }
-    return state | ({"lost": torch.zeros_like(parameter)} if sums != parameter.dtype else {})
+    return state | ({"lost": torch.zeros_like(parameter)} if wide != parameter.dtype else {})
+
+
+def _wide(dtype: torch.dtype) -> torch.dtype:
+    """What sums of that type are kept in: fp32, or fp64 for fp64."""
+    return torch.promote_types(dtype, torch.float32)
