@@ -77,6 +77,16 @@ def _checked(arguments: list[str]) -> Config:
     return config
 
 
+def _followed(arguments: list[str]) -> bool:
+    """Under torchrun every process is this command: all but the first follow it, here, to the end."""
+    if "TORCHELASTIC_RUN_ID" not in os.environ or os.environ["RANK"] == "0":
+        return False
+    from arpo.trainer.ranks import follow_leader
+
+    follow_leader(_load(arguments).model.device)
+    return True
+
+
 def _reporter() -> Reporter:
     """Its clock starts before the heavy imports, so that it shows what the person waits for."""
     reporter = Reporter()
@@ -94,10 +104,7 @@ def train(arguments: Arguments) -> None:
 
     Trains on learner.ranks processes of this machine; under torchrun on those that it has started.
     """
-    if "TORCHELASTIC_RUN_ID" in os.environ and os.environ.get("RANK", "0") != "0":
-        from arpo.trainer.ranks import follow_leader
-
-        follow_leader()
+    if _followed(arguments):
         return
     from arpo.trainer.stop import Stop, stoppable_at_once, until_stopped
 
@@ -117,6 +124,8 @@ def train(arguments: Arguments) -> None:
 @app.command()
 def imitate(arguments: Arguments) -> None:
     """Record the tasks' demonstrations on the desktops and imitate them; `arpo train` of the same run goes on."""
+    if _followed(arguments):
+        return
     config = _checked([*arguments, "imitation.enabled=true"])
     reporter = _reporter()
     from arpo.trainer.train import warm_start

@@ -21,6 +21,8 @@ from runs import ROOT, alive, children, finish, lines, start, trajectories, wait
 
 from arpo.checkpoints import folders
 from arpo.learner import checkpoint, tensors
+from arpo.replay import ReplayFolder
+from arpo.replay.index import Index
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]  # a run is started up to five times
 Arpo = Callable[..., subprocess.CompletedProcess[str]]
@@ -75,10 +77,11 @@ def newest(run: Path) -> folders.Checkpoint:
 def outcome(run: Path) -> dict[str, Any]:
     """What a finished run has come to, weights apart."""
     saved = newest(run)
+    rows = ReplayFolder(run / "replay").rows
+    # a row's hash is of its clock's readings too, so rows are compared by what they hold
     replay = [
-        untimed(json.loads(line))
-        for path in sorted((saved.path / "replay").rglob("*.jsonl"))
-        for line in path.read_text().splitlines()
+        (entry.step, untimed(rows.get(entry.sha256).model_dump(mode="json")))
+        for entry in Index.read(saved.path / "replay").stored
     ]
     return {
         "step": saved.step,

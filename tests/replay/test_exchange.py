@@ -18,16 +18,6 @@ from arpo.trajectory.store import TrajectoryLog
 
 
 @pytest.fixture
-def source(tmp_path) -> Run:
-    """A run whose newest checkpoint holds three successes of two tasks."""
-    run = Run(tmp_path / "source")
-    buffer = run.buffer("one", "two")
-    close(buffer, [1.0], task="other", shown="a", version=4)
-    run.publish(buffer, 3)
-    return run
-
-
-@pytest.fixture
 def dataset(source, tmp_path) -> Path:
     export_run(StoredRun(source.root), tmp_path / "data")
     return tmp_path / "data"

@@ -10,18 +10,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from replay_kit import Run, close, sha
+from replay_kit import Run, sha
 
 Arpo = Callable[..., subprocess.CompletedProcess[str]]
-
-
-@pytest.fixture
-def source(tmp_path) -> Run:
-    run = Run(tmp_path / "source")
-    buffer = run.buffer("one", "two")
-    close(buffer, [1.0], task="other", shown="a", version=4)
-    run.publish(buffer, 3)
-    return run
 
 
 def replay(arpo: Arpo, *arguments: object) -> str:

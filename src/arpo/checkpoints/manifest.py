@@ -12,6 +12,8 @@ import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from arpo.files import sync
+
 MANIFEST = "manifest.json"
 
 
@@ -54,15 +56,6 @@ def damage(folder: Path) -> str | None:
     except OSError as error:
         return str(error)
     return None
-
-
-def sync(path: Path) -> None:
-    """Flush a file, or the names in a folder, to the disk."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def _files(folder: Path) -> dict[str, dict[str, int | str]]:

@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from arpo.checkpoints.folders import best, complete
-from arpo.checkpoints.manifest import seal, sync
+from arpo.checkpoints.manifest import seal
+from arpo.files import sync
 from arpo.learner.checkpoint import (
     POLICY,
     REPLACED,

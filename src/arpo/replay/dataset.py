@@ -19,10 +19,11 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from arpo.files import sync
 from arpo.protocol.problems import ConfigError
 from arpo.replay.index import Stored
 from arpo.trajectory import Trajectory
-from arpo.trajectory.store import ScreenshotStore, sync
+from arpo.trajectory.store import ScreenshotStore
 
 _MANIFEST = "manifest.json"
 _ROWS = "trajectories.jsonl"

@@ -20,10 +20,10 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
+from arpo.files import write_atomic
 from arpo.replay.errors import ReplayError
 from arpo.replay.index import INDEX_FILE, Index, Stored
 from arpo.replay.rows import RowStore
-from arpo.trajectory.store import write_atomic
 
 
 class InboxEntry(BaseModel):

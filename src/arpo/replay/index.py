@@ -11,8 +11,8 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
+from arpo.files import write_atomic
 from arpo.trajectory import Trajectory
-from arpo.trajectory.store import write_atomic
 
 INDEX_FILE = "index.json"
 

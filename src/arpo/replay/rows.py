@@ -14,9 +14,9 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
+from arpo.files import write_atomic
 from arpo.replay.errors import ReplayError
 from arpo.trajectory import Trajectory
-from arpo.trajectory.store import write_atomic
 
 _SUFFIX = ".json.gz"
 # Most of a row is repeated ids of image tokens and zeros: higher levels take longer and gain little.

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from arpo.client import EnvClient
 from arpo.config.model import Config
+from arpo.files import write_atomic
 from arpo.protocol.problems import ConfigError, ProblemError
 from arpo.rollout.demonstration import play
 from arpo.tasks.demonstration import Demonstration
@@ -17,7 +18,6 @@ from arpo.tasks.sets import load_suite
 from arpo.trainer.cache import cache_folder
 from arpo.trainer.environment import env_client
 from arpo.trainer.progress import Reporter
-from arpo.trajectory.store import write_atomic
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""The program of a learner rank that the leader of a run starts: `python -m arpo.trainer.follower`."""
+"""The program of a learner rank that the leader of a run starts: `python -m arpo.trainer.follower cpu|cuda`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from arpo.trainer.ranks import follow_leader
 def main() -> int:
     """Follow the leader that the environment names (RANK, LOCAL_RANK, WORLD_SIZE, MASTER_PORT)."""
     try:
-        follow_leader()
+        follow_leader("cuda" if sys.argv[1:] == ["cuda"] else "cpu")
     except ArpoError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -17,6 +17,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch._C._distributed_c10d import TCPStore
@@ -66,21 +67,24 @@ def leading(config: Config, source: PolicySource, policy: Policy) -> Iterator[Le
         leave()
 
 
-def follow_leader() -> None:
+def follow_leader(device: Literal["auto", "cpu", "cuda"]) -> None:
     """Be one of the other ranks until the leader lets go. Raises ArpoError when the leader is gone.
 
-    Signals are the leader's to answer: it may need this rank to save what there is.
+    device: as `model.device`; with GPUs, the one of this process's number on its machine. Signals are the leader's to
+    answer: it may need this rank to save what there is.
+    answer: it may need this rank to save what there is.
     """
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
     local_rank, rank, size = (int(os.environ[name]) for name in ("LOCAL_RANK", "RANK", "WORLD_SIZE"))
-    device = torch.device("cuda", local_rank) if torch.cuda.is_available() else torch.device("cpu")
+    on_gpu = device != "cpu" and torch.cuda.is_available()
+    place = torch.device("cuda", local_rank) if on_gpu else torch.device("cpu")
     if is_torchelastic_launched():
-        ranks = join(device, rank=rank, size=size, address="env://")
+        ranks = join(place, rank=rank, size=size, address="env://")
     else:
         store = TCPStore(_HERE, int(os.environ["MASTER_PORT"]), is_master=False)
         store.set(str(rank), "here")
-        ranks = join(device, rank=rank, size=size, store=store)
+        ranks = join(place, rank=rank, size=size, store=store)
     try:
         orders: Orders = ranks.share(None)
         policy = orders.source.load(orders.config, adapters=True)
@@ -117,7 +121,7 @@ def _others(size: int, device: torch.device) -> Iterator[Ranks]:
     place = {"MASTER_PORT": str(store.port), "WORLD_SIZE": str(size)}
     children = {
         rank: subprocess.Popen(
-            [sys.executable, "-m", "arpo.trainer.follower"],
+            [sys.executable, "-m", "arpo.trainer.follower", device.type],
             env={**os.environ, **place, "RANK": str(rank), "LOCAL_RANK": str(rank)},
             stdin=subprocess.DEVNULL,
         )

@@ -21,11 +21,12 @@ import yaml
 
 from arpo.config.load import dump_config
 from arpo.config.model import Config
+from arpo.files import write_atomic
 from arpo.protocol.problems import ConfigError
 from arpo.replay import ReplayFolder
 from arpo.trainer import checkpoints
 from arpo.trajectory import Trajectory
-from arpo.trajectory.store import ScreenshotStore, TrajectoryLog, write_atomic
+from arpo.trajectory.store import ScreenshotStore, TrajectoryLog
 
 
 class RunDirectory:

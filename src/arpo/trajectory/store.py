@@ -6,40 +6,14 @@ Screenshots are content-addressed: one file a distinct picture, named by its sha
 from __future__ import annotations
 
 import hashlib
-import os
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 from pydantic import ValidationError
 
+from arpo.files import write_atomic
 from arpo.protocol.problems import ArpoError
 from arpo.trajectory.record import Trajectory
-
-
-def write_atomic(path: Path, data: bytes) -> None:
-    """Write so that a reader sees the old content or the new, never half of it, and that it survives a power cut."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        Path(name).replace(path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
-    sync(path.parent)
-
-
-def sync(path: Path) -> None:
-    """Flush a file or a folder to the disk."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 class ScreenshotStore:
