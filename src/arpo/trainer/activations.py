@@ -51,32 +51,49 @@ def text_backward(text: TextShape, e: int) -> int:
     return e * (2 * text.intermediate + 2 * text.hidden)
 
 
-def text_forward(text: TextShape, e: int) -> int:
-    """Alive a token in a layer when nothing is kept: three widths of the MLP, or repeated keys and values."""
-    return e * max(3 * text.intermediate, 4 * text.query) + (WIDE + 2 * e) * text.hidden
+def text_mlp_forward(text: TextShape, e: int) -> int:
+    """Alive a token in an MLP when nothing is kept: activated gate, up and product; four states of the stream."""
+    return e * 3 * text.intermediate + (WIDE + 3 * e) * text.hidden
+
+
+def text_attention_forward(text: TextShape, e: int) -> int:
+    """Alive a token in an attention when nothing is kept: under a mask keys and values are repeated for all heads."""
+    return e * (4 * text.query + 2 * text.key) + (WIDE + 2 * e) * text.hidden
 
 
 def vision_block(vision: VisionShape, e: int) -> int:
     """Kept a patch by one block: two norms; query, key, the three of them before rotation, result twice; the MLP."""
     hidden = vision.hidden
-    # a layer norm keeps its input and its result
-    norms = 2 * (rms_norm(hidden, e, trained=True) if vision.gated else 2 * e * hidden)
     widths = 4 if vision.gated else 2
-    return norms + e * 7 * hidden + e * widths * vision.intermediate
+    return 2 * _vision_norm(vision, e) + e * 7 * hidden + e * widths * vision.intermediate
+
+
+def _vision_norm(vision: VisionShape, e: int) -> int:
+    """An RMS norm, or a layer norm, which keeps its input and its result."""
+    return rms_norm(vision.hidden, e, trained=True) if vision.gated else 2 * e * vision.hidden
 
 
 def vision_ends(vision: VisionShape, e: int) -> int:
-    """Kept a patch outside the blocks: pixels, and in the mergers a norm, their middle twice, and their result."""
-    merger = rms_norm(vision.hidden, e, trained=True) + 2 * e * vision.hidden + e * vision.out // vision.merge**2
-    return WIDE * vision.patch_values + (1 + vision.levels) * merger
+    """Kept a patch outside the blocks: pixels, and in each merger a norm, the middle twice, and the result."""
+    merger = _vision_norm(vision, e) + 2 * e * vision.hidden + e * vision.out // vision.merge**2
+    return pixels(vision) + (1 + vision.levels) * merger
+
+
+def pixels(vision: VisionShape) -> int:
+    """Of one patch, as the image processor gives it."""
+    return WIDE * vision.patch_values
 
 
 def vision_forward(vision: VisionShape, e: int) -> int:
-    """Alive a patch in a block when nothing is kept: rotation of query and key in fp32 beside their three, or the MLP."""
+    """Alive a patch when nothing is kept: rotation of query and key in fp32, or the MLP, or learned positions.
+
+    Positions are blended from four neighbours, in fp32.
+    """
     hidden = vision.hidden
-    rotation = e * 5 * hidden + WIDE * 6 * hidden
-    mlp = e * (2 * hidden + (3 if vision.gated else 2) * vision.intermediate)
-    return max(rotation, mlp) + (WIDE + e) * vision.patch_values
+    rotation = e * 6 * hidden + WIDE * (4 if e == WIDE else 6) * hidden
+    mlp = e * (3 * hidden + (3 if vision.gated else 2) * vision.intermediate)
+    blending = WIDE * 10 * hidden + e * vision.patch_values if vision.positions else 0
+    return max(rotation, mlp, blending)
 
 
 def head_forward(vocabulary: int, chunk: int) -> int:

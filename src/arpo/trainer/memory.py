@@ -132,14 +132,13 @@ class _Rank:
         self.head = 0 if self.lora else text.embedding_parameters
 
         self.gradients = 4 * self.trained // self.ranks
-        self.new_gradients = self.master * self.trained // self.ranks
         self.weights = (self.master * self.trained + self.e * self.frozen) // self.ranks
         # fp32: two moments of 4 bytes; kahan: of 2 and of 4, and 2 for what rounding took
         optimizers = 2 if config.imitation.enabled else 1
         self.optimizer = 8 * optimizers * self.trained // self.ranks
-        self.reference = self.new_gradients if learner.kl != "off" else 0
+        self.reference = self._reduced(self.trained) if learner.kl != "off" else 0
         self.offloaded = learner.cpu_offload and self.gpu
-        kept = self.weights + self.optimizer + self.reference + self.gradients + self.new_gradients
+        kept = self.weights + self.optimizer + self.reference + self.gradients + self._reduced(self.trained)
         self.host = kept if self.offloaded else 0
         self.layer_bytes = activations.text_layer(
             text, self.e, gpu=self.gpu, lora_rank=self.lora, dropout=model.lora.dropout
@@ -155,6 +154,8 @@ class _Rank:
         yield self._moment("output head", **self._output_head())
         yield self._moment("last layer", **self._last_layer())
         yield self._moment("first layer", **self._first_layer())
+        if not self.frozen_tower:
+            yield self._moment("vision tower", **self._tower_backward())
         yield self._moment("reduction", **self._reduction())
         yield self._moment("optimizer step", gradients=self.gradients, temporaries=self._update())
         if self.ranks > 1 or (self.lora and self.leader):
@@ -200,21 +201,26 @@ class _Rank:
 
     def _encoding(self) -> int:
         together = min(self._patches(self.load.row_pictures), _PATCHES_AT_ONCE + self._patches(1))
-        return together * activations.vision_forward(self.vision, self.e)
+        patch = activations.vision_forward(self.vision, self.e) + activations.pixels(self.vision)
+        return together * patch
 
     # forward and backward
 
     def _saved(self) -> int:
         """What all layers keep until their backward pass."""
-        text, vision, load = self.text, self.vision, self.load
+        text = self.text
         layer = self.e * text.hidden if self.checkpointing else self.layer_bytes
-        saved = load.row_tokens * (text.layers * layer + activations.text_ends(text, self.e))
-        if not self.frozen_tower:
-            block = self.e * vision.hidden if self.checkpointing else activations.vision_block(vision, self.e)
-            saved += self._patches(load.row_pictures) * (
-                vision.depth * block + activations.vision_ends(vision, self.e)
-            )
-        return saved
+        tokens = text.layers * layer + activations.text_ends(text, self.e)
+        return self.load.row_tokens * tokens + self._tower_saved()
+
+    def _tower_saved(self) -> int:
+        """What a trained tower keeps of a row's pictures."""
+        if self.frozen_tower:
+            return 0
+        vision = self.vision
+        block = self.e * vision.hidden if self.checkpointing else activations.vision_block(vision, self.e)
+        patch = vision.depth * block + activations.vision_ends(vision, self.e)
+        return self._patches(self.load.row_pictures) * patch
 
     def _gathered(self, layers: int) -> int:
         """Whole weights of the root and of some layers; beside each layer on several ranks, a buffer of the next."""
@@ -250,20 +256,37 @@ class _Rank:
         }
 
     def _first_layer(self) -> dict[str, int]:
-        load = self.load
-        alive = activations.text_backward(self.text, self.e)
+        """The other layers' gradients are on their ranks by now; the root's wait for the end, whole."""
+        load, text = self.load, self.text
+        alive = activations.text_backward(text, self.e)
         return {
-            "gradients": self.gradients + self.new_gradients,
-            "activations": load.row_tokens * (self.layer_bytes + alive),
+            "gradients": self.gradients + self._reduced(text.layers * self.trained_layer),
+            "activations": load.row_tokens * (self.layer_bytes + alive) + self._tower_saved(),
             "gathered weights": self._gathered(1),
             "layer gradients": self.e * self.head + (self.e + 4) * self.trained_layer,
         }
+
+    def _tower_backward(self) -> dict[str, int]:
+        """A trained tower's gradients come after the language model's."""
+        vision, block = self.vision, self.vision.block_parameters
+        layers = self.text.layers * self.trained_layer + vision.depth * block
+        again = activations.vision_block(vision, self.e) if self.checkpointing else 0
+        return {
+            "gradients": self.gradients + self._reduced(layers),
+            "activations": self._tower_saved() + self._patches(self.load.row_pictures) * again,
+            "gathered weights": self._gathered(0) + self.e * block,
+            "layer gradients": self.e * self.root + (self.e + 4) * block,
+        }
+
+    def _reduced(self, parameters: int) -> int:
+        """A rank's part of the gradients of one pass."""
+        return self.master * parameters // self.ranks
 
     def _reduction(self) -> dict[str, int]:
         """The root's gradients are summed over the ranks in fp32, last of all."""
         root = 0 if self.lora else self.root
         return {
-            "gradients": self.gradients + self.new_gradients,
+            "gradients": self.gradients + self._reduced(self.trained),
             "layer gradients": (self.e + 4) * root + 4 * self.trained_layer,
         }
 
@@ -281,12 +304,17 @@ class _Rank:
 
     def _sampling(self) -> dict[str, int]:
         """Prompts are padded to the longest; the mask is a byte a pair, and a number a pair inside an attention."""
-        load, text, e = self.load, self.text, self.e
+        load, text, vision, e = self.load, self.text, self.vision, self.e
         tokens = load.prompts * load.prompt_tokens
-        cache = load.prompts * (load.prompt_tokens + load.new_tokens) * 2 * text.key * e * text.layers
+        cache = (tokens + load.prompts * load.new_tokens) * 2 * text.key * e * text.layers
         mask = load.prompts * load.prompt_tokens**2
-        prefill = tokens * activations.text_forward(text, e) + (1 + e) * mask
+        prefill = mask + max(
+            tokens * activations.text_mlp_forward(text, e),
+            tokens * activations.text_attention_forward(text, e) + e * mask,
+        )
         patches = self._patches(load.prompts * load.prompt_pictures)
-        seeing = patches * activations.vision_forward(self.vision, e)
         features = self._features(load.prompts * load.prompt_pictures)
-        return {"engine": max(cache + prefill + features, seeing + features)}
+        reading = cache + prefill + features
+        seeing = patches * activations.vision_forward(vision, e) + features
+        pixels = patches * activations.pixels(vision)
+        return {"engine": pixels + max(reading, seeing)}
