@@ -13,13 +13,11 @@ WIDE = 4
 
 
 def rms_norm(width: int, e: int, *, trained: bool) -> int:
-    """Kept a token: the input in fp32 (in fp32 the residual stream itself), what the scale is multiplied with, the result."""
+    """Kept a token: the input in fp32 (there, the residual stream itself), what the scale multiplies, the result."""
     return WIDE * width + (e * width if trained else 0) + e * width
 
 
-def text_layer(
-    text: TextShape, e: int, *, gpu: bool, lora_rank: int = 0, dropout: float = 0.0
-) -> int:
+def text_layer(text: TextShape, e: int, *, gpu: bool, lora_rank: int = 0, dropout: float = 0.0) -> int:
     """Kept a token by one layer of the language model.
 
     Two norms, whose results the linear maps keep; query, key, value and result of the attention, and that result

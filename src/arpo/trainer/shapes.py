@@ -211,7 +211,9 @@ def _vision(family: Family, config: Mapping[str, Any], text: Mapping[str, Any]) 
             )
 
 
-def _qwen2(hidden: int, intermediate: int, layers: int, heads: int, kv_heads: int, *, tied: bool) -> TextShape:
+def _qwen2(
+    hidden: int, intermediate: int, layers: int, heads: int, kv_heads: int, *, tied: bool
+) -> TextShape:
     vocabulary = 151_936 if tied else 152_064
     return TextShape(hidden, intermediate, layers, heads, kv_heads, 128, vocabulary, tied)
 
