@@ -185,11 +185,18 @@ def doctor(
     hardware: Annotated[
         bool, typer.Option(help="Look at this machine too: GPUs, programs, namespaces.")
     ] = True,
+    memory: Annotated[
+        bool, typer.Option("--memory", help="Show what the memory is predicted to hold.")
+    ] = False,
 ) -> None:
     """Preflight: refuse what cannot work before a model is loaded, and name the fix."""
     from arpo.trainer.doctor import preflight, raise_if_failed
+    from arpo.trainer.fitting import memory_table
 
-    checks = preflight(_load(arguments), hardware=hardware)
+    config = _load(arguments)
+    if memory and (table := memory_table(config)) is not None:
+        out.print(table)
+    checks = preflight(config, hardware=hardware)
     for check in checks:
         out.print("ok" if check.ok else "no", style="green" if check.ok else "red", end="  ")
         out.print(f"{check.name}: {check.detail}" if check.detail else check.name, soft_wrap=True)

@@ -20,6 +20,7 @@ from arpo.tasks.model import Task
 from arpo.tasks.sets import Suite, load_suite
 from arpo.trainer.checks import check
 from arpo.trainer.environment import env_token
+from arpo.trainer.fitting import check_memory
 
 # A 24 GB card reports a little less than 24 GiB.
 _MEMORY_TOLERANCE = 0.9
@@ -35,11 +36,12 @@ class Check:
 
 
 def preflight(config: Config, *, hardware: bool) -> list[Check]:
-    """Look at the settings, at the tasks and, with `hardware`, at this machine: model, GPUs, desktops, token.
+    """Look at the settings, at the tasks, at memory and, with `hardware`, at this machine: model, GPUs, desktops, token.
 
     Must not be called inside a running event loop.
     """
-    return [*_settings(config), *_tasks(config), *(_machine(config) if hardware else ())]
+    memory = _checked("memory", lambda: check_memory(config))
+    return [*_settings(config), *_tasks(config), memory, *(_machine(config) if hardware else ())]
 
 
 def raise_if_failed(checks: Sequence[Check]) -> None:
