@@ -21,15 +21,13 @@ import resource
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, replace
 from itertools import accumulate
-from multiprocessing import get_context
-from pathlib import Path
 from statistics import median
 from typing import Protocol
 
 import torch
+from measuring import cpu_name, in_a_process, positive
 from plain_hf import PlainHF
 from random_policy import Mix, Shape, describe, random_policy, trajectories
 from torch.profiler import ProfilerActivity, profile
@@ -143,9 +141,9 @@ SIDES: dict[str, Callable[[argparse.Namespace], Side]] = {"learner": Ours, "plai
 def main() -> None:
     """Measure and print."""
     options = _options()
-    print(f"{_cpu_name()}, {torch.get_num_threads()} torch thread(s), load average {os.getloadavg()[0]:.2f}")
+    print(f"{cpu_name()}, {torch.get_num_threads()} torch thread(s), load average {os.getloadavg()[0]:.2f}")
     # torch has not computed anything yet, so that the process may be forked
-    memory = {} if options.profile else {side: _in_a_process(side, options) for side in SIDES}
+    memory = {} if options.profile else {side: in_a_process(_memory, side, options) for side in SIDES}
     ours, plain = Ours(options), Plain(options)
     useful = sum(len(row.token_ids) for row in ours.rows)
     print(f"{options.shape}: {asdict(SHAPES[options.shape])}\n{describe(ours.groups)}")
@@ -177,13 +175,13 @@ def _options() -> argparse.Namespace:
     )
     parser.add_argument("--shape", choices=sorted(SHAPES), default="vocabulary")
     parser.add_argument("--mix", choices=sorted(MIXES), default="gui")
-    parser.add_argument("--micro-batch", type=_positive, default=2, help="rows padded together (default 2)")
+    parser.add_argument("--micro-batch", type=positive, default=2, help="rows padded together (default 2)")
     parser.add_argument(
         "--pad-to-batch",
         action="store_true",
         help="pad to the longest row of the step, not of the micro-batch",
     )
-    parser.add_argument("--repeats", type=_positive, default=5, help="timed steps a side (default 5)")
+    parser.add_argument("--repeats", type=positive, default=5, help="timed steps a side (default 5)")
     parser.add_argument("--seed", type=int, default=0, help="of weights and trajectories")
     parser.add_argument(
         "--profile", action="store_true", help="print the learner's operators by time and end"
@@ -195,13 +193,6 @@ def _options() -> argparse.Namespace:
         help="give the peer one wrong advantage, to see that the comparison of gradients fails",
     )
     return parser.parse_args()
-
-
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError("must be at least 1")
-    return value
 
 
 def _input(
@@ -273,12 +264,6 @@ def _memory(name: str, options: argparse.Namespace) -> dict[str, int]:
     return {"tensors": peak + sum(storage.nbytes() for storage in storages.values()), "process": process}
 
 
-def _in_a_process(name: str, options: argparse.Namespace) -> dict[str, int]:
-    """`_memory` of a side in a process of its own."""
-    with ProcessPoolExecutor(1, mp_context=get_context("fork")) as process:
-        return process.submit(_memory, name, options).result()
-
-
 def _report(
     useful: int, seconds: Mapping[str, Sequence[float]], memory: Mapping[str, Mapping[str, int]]
 ) -> None:
@@ -293,14 +278,6 @@ def _report(
         f"learner / plain HF: tokens/s {median(ratios):.2f} (pairs {min(ratios):.2f} to {max(ratios):.2f}), "
         f"tensors {shares[0]:.2f}, process {shares[1]:.2f}; load average {os.getloadavg()[0]:.2f}"
     )
-
-
-def _cpu_name() -> str:
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    name = next(
-        (line.split(":")[1].strip() for line in lines if line.startswith("model name")), "unknown CPU"
-    )
-    return f"{name}, {os.cpu_count()} CPUs"
 
 
 if __name__ == "__main__":
