@@ -24,13 +24,12 @@ import resource
 import sys
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 import torch
-from measuring import cpu_name, in_a_process, positive
+from measuring import ProcessEnded, cpu_name, in_a_process, positive
 from plain_hf import PlainHF
 from random_policy import CELL, MERGE, PATCH, Mix, Shape, describe, random_policy, trajectories
 
@@ -128,7 +127,9 @@ def _measured(side: str, options: argparse.Namespace, screenshots: int) -> dict[
     """One side in a process of its own, printed."""
     try:
         result = in_a_process(_measure, side, options, screenshots)
-    except BrokenProcessPool:
+    except ProcessEnded as ended:
+        if not ended.killed:
+            sys.exit(f"error: {side}: {ended}")
         result = {"side": side, "screenshots": screenshots, "out_of_memory": True, "hardware": "killed"}
     figures = "out of memory"
     if not result["out_of_memory"]:
