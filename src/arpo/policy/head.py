@@ -22,7 +22,8 @@ def tempered(
     suppressed [vocabulary]: ids that are never sampled; they get -inf. temperature: a number, or [N, 1].
     """
     wide = logits if logits.dtype == torch.float64 else logits.float()
-    return (wide / temperature).masked_fill_(suppressed, -torch.inf)
+    scaled = wide / temperature if wide is logits else wide.div_(temperature)
+    return scaled.masked_fill_(suppressed, -torch.inf)
 
 
 class _ChunkedLogprobs(torch.autograd.Function):
@@ -38,16 +39,15 @@ class _ChunkedLogprobs(torch.autograd.Function):
         temperature: float,
         chunk: int,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        logprobs, entropies, normalisers = [], [], []
+        logprobs, entropies = [], []
         for h, t in zip(torch.split(hidden, chunk), torch.split(targets, chunk), strict=True):
-            logits = tempered(h @ weight.T, suppressed, temperature)
-            normaliser = logits.logsumexp(-1)
-            logprobs.append(logits.gather(-1, t[:, None])[:, 0] - normaliser)
-            log_p = logits.sub_(normaliser[:, None])
+            log_p = tempered(h @ weight.T, suppressed, temperature).log_softmax(-1)
+            logprobs.append(log_p.gather(-1, t[:, None])[:, 0])
+            p = log_p.exp()
             # a suppressed id has p = 0 and log p = −inf, and adds nothing
-            entropies.append(-(log_p.exp() * log_p.clamp_min(torch.finfo(log_p.dtype).min)).sum(-1))
-            normalisers.append(normaliser)
-        ctx.save_for_backward(hidden, weight, targets, suppressed, torch.cat(normalisers))
+            entropies.append(-p.mul_(log_p.clamp_min_(torch.finfo(log_p.dtype).min)).sum(-1))
+            del log_p, p  # or they would live beside the next chunk's
+        ctx.save_for_backward(hidden, weight, targets, suppressed)
         ctx.temperature, ctx.chunk = temperature, chunk
         entropy = torch.cat(entropies)
         ctx.mark_non_differentiable(entropy)
@@ -55,15 +55,14 @@ class _ChunkedLogprobs(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: torch.Tensor, _: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        hidden, weight, targets, suppressed, normalisers = ctx.saved_tensors
+        hidden, weight, targets, suppressed = ctx.saved_tensors
         grad_hidden = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
         # chunks are summed in fp32: in bf16 every addition would round
         sums = torch.promote_types(weight.dtype, torch.float32)
         grad_weight = torch.zeros_like(weight, dtype=sums) if ctx.needs_input_grad[1] else None
         for start in range(0, len(hidden), ctx.chunk):
             part = slice(start, start + ctx.chunk)
-            p = tempered(hidden[part] @ weight.T, suppressed, ctx.temperature)
-            p.sub_(normalisers[part, None]).exp_()
+            p = tempered(hidden[part] @ weight.T, suppressed, ctx.temperature).softmax(-1)
             scale = (grad[part] / ctx.temperature)[:, None]
             grad_logits = p.mul_(-scale)
             grad_logits.scatter_add_(-1, targets[part, None], scale.to(grad_logits.dtype))
@@ -72,6 +71,7 @@ class _ChunkedLogprobs(torch.autograd.Function):
                 grad_hidden[part] = grad_logits @ weight
             if grad_weight is not None:
                 grad_weight += grad_logits.T @ hidden[part]
+            del p, grad_logits
         cast = None if grad_weight is None else grad_weight.to(weight.dtype)
         return grad_hidden, cast, None, None, None, None
 
