@@ -198,7 +198,7 @@ SEVEN_B = ("model.path=ByteDance-Seed/UI-TARS-1.5-7B", "agent.profile=uitars-1.5
             "learner.max_row_tokens=",
         ),
         (["hardware.gpu_memory_gib=48", "engine.max_batch=64", "env.desktops=64"], "engine.max_batch="),
-        (["hardware.gpu_memory_gib=38"], "learner.weights=kahan"),
+        (["hardware.gpu_memory_gib=37"], "learner.weights=kahan"),
         ([*SEVEN_B], "hardware.gpus="),
         ([*SEVEN_B, "hardware.gpu_memory_gib=60"], "learner.cpu_offload=true"),
     ],

@@ -70,7 +70,10 @@ class _ChunkedLogprobs(torch.autograd.Function):
             if grad_hidden is not None:
                 grad_hidden[part] = grad_logits @ weight
             if grad_weight is not None:
-                grad_weight += grad_logits.T @ hidden[part]
+                if grad_weight.dtype == grad_logits.dtype:
+                    grad_weight.addmm_(grad_logits.T, hidden[part])
+                else:
+                    grad_weight += grad_logits.T @ hidden[part]
             del p, grad_logits
         cast = None if grad_weight is None else grad_weight.to(weight.dtype)
         return grad_hidden, cast, None, None, None, None

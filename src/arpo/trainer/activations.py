@@ -95,15 +95,17 @@ def vision_forward(vision: VisionShape, e: int) -> int:
 
 
 def head_forward(vocabulary: int, chunk: int) -> int:
-    """Logits of one chunk, their exponentials, a bounded copy and the product of the two, all fp32."""
-    return 4 * WIDE * vocabulary * chunk
+    """Two copies of one chunk in fp32: tempered logits and their log-softmax, or that and its exponentials."""
+    return 2 * WIDE * vocabulary * chunk
 
 
-def head_backward(vocabulary: int, hidden: int, chunk: int, e: int, *, several: bool, trained: bool) -> int:
-    """Logits as computed, in fp32 and tempered, what is left of the chunk before, and the head's gradient in fp32."""
-    logits = (e if e < WIDE else 0) + 2 * WIDE
-    before = (WIDE + (e if e < WIDE else 0)) if several else 0
+def head_backward(vocabulary: int, hidden: int, chunk: int, e: int, *, trained: bool) -> int:
+    """The head's gradient in fp32; beside it the tempered logits and their softmax, or the logits' gradient and its
+    product with the hidden states, which in bf16 is a matrix of its own.
+    """
+    narrow = e < WIDE
     gradient = WIDE * vocabulary * hidden if trained else 0
-    # either the logits are made, or their gradient is multiplied with the hidden states
-    product = e * vocabulary * hidden if trained else 0
-    return gradient + max((logits + before) * vocabulary * chunk, before * vocabulary * chunk + product)
+    product = e * vocabulary * hidden if trained and narrow else 0
+    softmax = 2 * WIDE * vocabulary * chunk
+    logits = ((e + WIDE) if narrow else WIDE) * vocabulary * chunk
+    return gradient + max(softmax, logits + product)

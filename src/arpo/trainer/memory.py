@@ -136,7 +136,7 @@ class _Rank:
         # fp32: two moments of 4 bytes; kahan: of 2 and of 4, and 2 for what rounding took
         optimizers = 2 if config.imitation.enabled else 1
         self.optimizer = 8 * optimizers * self.trained // self.ranks
-        self.reference = self._reduced(self.trained) if learner.kl != "off" else 0
+        self.reference = self.master * self.trained // self.ranks if learner.kl != "off" else 0
         self.offloaded = learner.cpu_offload and self.gpu
         kept = self.weights + self.optimizer + self.reference + self.gradients + self._reduced(self.trained)
         self.host = kept if self.offloaded else 0
@@ -230,11 +230,10 @@ class _Rank:
     def _output_head(self) -> dict[str, int]:
         load, text = self.load, self.text
         hidden = 2 * self.e * load.sampled * text.hidden
-        several = load.sampled > self.chunk
         logits = max(
             activations.head_forward(text.vocabulary, self.chunk),
             activations.head_backward(
-                text.vocabulary, text.hidden, self.chunk, self.e, several=several, trained=self.head > 0
+                text.vocabulary, text.hidden, self.chunk, self.e, trained=self.head > 0
             ),
         )
         return {
@@ -279,7 +278,11 @@ class _Rank:
         }
 
     def _reduced(self, parameters: int) -> int:
-        """A rank's part of the gradients of one pass."""
+        """What one pass's gradients add on this rank: bf16 ones stand beside their fp32 sums until the pass has ended,
+        fp32 ones are added to the sums layer by layer.
+        """
+        if self.master == 4:
+            parameters = min(parameters, self.trained_layer)
         return self.master * parameters // self.ranks
 
     def _reduction(self) -> dict[str, int]:
@@ -291,9 +294,9 @@ class _Rank:
         }
 
     def _update(self) -> int:
-        """The norm squares in fp64; Kahan's update is made in fp32."""
+        """Kahan's update is made in fp32."""
         largest = max(self.head, self.text.hidden * self.text.intermediate) if not self.lora else 0
-        return (24 if self.master == 2 else 16) * largest // self.ranks
+        return (24 if self.master == 2 else 8) * largest // self.ranks
 
     def _pushed(self) -> int:
         """Every rank gathers all weights, and adapters are folded into a copy of theirs."""
