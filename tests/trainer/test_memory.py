@@ -190,7 +190,12 @@ SEVEN_B = ("model.path=ByteDance-Seed/UI-TARS-1.5-7B", "agent.profile=uitars-1.5
             "model.gradient_checkpointing=true",
         ),
         (
-            ["hardware.gpu_memory_gib=37", "learner.weights=kahan", "learner.logits_chunk=4096"],
+            [
+                "hardware.gpu_memory_gib=40",
+                "learner.weights=kahan",
+                "learner.logits_chunk=16384",
+                "engine.max_new_tokens=1024",
+            ],
             "learner.logits_chunk=256",
         ),
         (
