@@ -151,7 +151,8 @@ def main() -> None:
     options = _options()
     print(f"{cpu_name()}, {torch.get_num_threads()} torch thread(s), load average {os.getloadavg()[0]:.2f}")
     # torch has not computed anything yet, so that the process may be forked
-    memory = {} if options.profile else {side: in_a_process(_memory, side, options) for side in SIDES}
+    measured = () if options.profile or options.broken else SIDES
+    memory = {side: in_a_process(_memory, side, options) for side in measured}
     ours, plain = Ours(options), Plain(options)
     useful = sum(len(row.token_ids) for row in ours.rows)
     print(f"{options.shape}: {asdict(SHAPES[options.shape])}\n{describe(ours.groups)}")
