@@ -1,11 +1,11 @@
 """Does replay of successes help where success is rare? ARPO against GRPO from the same weights, with equal rollouts.
 
-    python benchmarks/arpo_vs_grpo.py [--seeds 5] [--steps 40] [--arms arpo grpo] [--out FOLDER]
+    python benchmarks/arpo_vs_grpo.py [--seeds 5] [--steps 80] [--arms arpo grpo] [--out FOLDER]
     python benchmarks/arpo_vs_grpo.py --plot-only docs/data/arpo_vs_grpo.json --out FOLDER
 
-A policy of 0.7 M parameters learns to enter eight people's codes of three to five keys on simulated calculators, one key
+A policy of 0.7 M parameters learns to enter six people's codes of three to five keys on simulated calculators, one key
 a turn. By imitation it knows how to act, and for every key two candidates; nothing tells it which one is right but a
-score of 1 at the very end. Every arm gets a group of four episodes of every task in every step; the arms differ in the
+score of 1 at the very end. Every arm gets a group of episodes of every task in every step; the arms differ in the
 replay section alone:
 
     arpo                  a stored success takes the place of a failure in a group that failed as a whole
@@ -45,10 +45,10 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--seeds", type=positive, default=5, help="runs of each arm (default 5)")
-    parser.add_argument("--steps", type=positive, default=40, help="training steps of a run (default 40)")
-    parser.add_argument("--lr", type=float, default=1e-3, help="learning rate of all arms (default 1e-3)")
+    parser.add_argument("--steps", type=positive, default=80, help="training steps of a run (default 80)")
+    parser.add_argument("--lr", type=float, default=3e-4, help="learning rate of all arms (default 3e-4)")
     parser.add_argument(
-        "--group-size", type=positive, default=4, help="episodes of a task in a step (default 4)"
+        "--group-size", type=positive, default=2, help="episodes of a task in a step (default 2)"
     )
     parser.add_argument(
         "--imitation-steps", type=positive, default=240, help="length of the warm start (default 240)"

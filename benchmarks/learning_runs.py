@@ -57,8 +57,8 @@ class Settings:
     """
 
     steps: int
-    group_size: int = 4
-    lr: float = 1e-3
+    group_size: int = 2
+    lr: float = 3e-4
     imitation_steps: int = 240
     imitation_lr: float = 2e-3
 

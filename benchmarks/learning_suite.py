@@ -15,7 +15,7 @@ from arpo.tasks.model import Task
 from arpo.tasks.validate import parse_task
 
 SCREEN = (640, 480)
-LENGTHS = (4, 4, 5)
+LENGTHS = (3, 4, 5)
 NAMES = ("Ada", "Ben", "Cleo", "Dan", "Eve", "Finn")
 
 
