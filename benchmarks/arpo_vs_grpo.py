@@ -1,6 +1,6 @@
 """Does replay of successes help where success is rare? ARPO against GRPO from the same weights, with equal rollouts.
 
-    python benchmarks/arpo_vs_grpo.py [--seeds 5] [--steps 80] [--arms arpo grpo] [--out FOLDER]
+    python benchmarks/arpo_vs_grpo.py [--seeds 5] [--steps 120] [--arms arpo grpo] [--out FOLDER]
     python benchmarks/arpo_vs_grpo.py --plot-only docs/data/arpo_vs_grpo.json --out FOLDER
 
 A policy of 0.7 M parameters learns to enter six people's codes of three to five keys on simulated calculators, one key
@@ -45,7 +45,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--seeds", type=positive, default=5, help="runs of each arm (default 5)")
-    parser.add_argument("--steps", type=positive, default=80, help="training steps of a run (default 80)")
+    parser.add_argument("--steps", type=positive, default=120, help="training steps of a run (default 120)")
     parser.add_argument("--lr", type=float, default=3e-4, help="learning rate of all arms (default 3e-4)")
     parser.add_argument(
         "--group-size", type=positive, default=2, help="episodes of a task in a step (default 2)"
