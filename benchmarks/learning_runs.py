@@ -53,7 +53,9 @@ class Settings:
     """What all arms share.
 
     steps: training steps. group_size: episodes of each task in a step. lr: of AdamW. imitation_steps: at
-    `imitation_lr`, then half as many at a tenth of it, so that no example is the last to be remembered.
+    `imitation_lr`, then half as many at a tenth of it, so that no example is the last to be remembered. grad_clip: twice
+    the usual gradient norm. One improbable token that ends an episode has a gradient ten times as large, and Adam would
+    go on in its direction for many steps.
     """
 
     steps: int
@@ -62,9 +64,11 @@ class Settings:
     imitation_steps: int = 240
     imitation_lr: float = 2e-3
 
-    def learner(self) -> LearnerSection:
+    grad_clip: float = 0.1
+
+    def learner(self, grad_clip: float) -> LearnerSection:
         """The learner's section; the only place that depends on how rows are cut into passes."""
-        return LearnerSection(lr=self.lr, micro_batch_rows=64, max_row_tokens=1024)
+        return LearnerSection(lr=self.lr, grad_clip=grad_clip, micro_batch_rows=64, max_row_tokens=1024)
 
 
 class Reciter:
@@ -172,7 +176,9 @@ async def warm_start(folder: Path, settings: Settings, say: Callable[[str], None
     corpus += [text for code in codes() for keys in code.plausible() for text in said(keys)]
     build_tiny(blank, corpus, 0)
     async with workshop(blank, folder, 1) as shop:
-        learner = Learner(shop.policy, settings.learner(), ReplaySection(), temperature=TEMPERATURE, seed=0)
+        learner = Learner(
+            shop.policy, settings.learner(grad_clip=1.0), ReplaySection(), temperature=TEMPERATURE, seed=0
+        )
         played = [[await shop.play(code, keys) for keys in code.plausible()] for code in codes()]
         success = SuccessMeter(learner, [of_task[0] for of_task in played], shop.screenshots.get)
         rng = random.Random(0)
@@ -198,7 +204,13 @@ async def train(
     replay_section = ARMS[arm]
     tasks = [code.task() for code in codes()]
     async with workshop(model, folder, settings.group_size * len(tasks)) as shop:
-        learner = Learner(shop.policy, settings.learner(), replay_section, temperature=TEMPERATURE, seed=seed)
+        learner = Learner(
+            shop.policy,
+            settings.learner(settings.grad_clip),
+            replay_section,
+            temperature=TEMPERATURE,
+            seed=seed,
+        )
         right = [await shop.play(code, code.keys) for code in codes()]
         success = SuccessMeter(learner, right, shop.screenshots.get)
         replay, rng = ReplayBuffer(replay_section), random.Random(f"{seed}/replay")
