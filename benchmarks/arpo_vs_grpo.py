@@ -33,6 +33,8 @@ from typing import Any
 from learning_plot import interval, plot
 
 NAME = "arpo_vs_grpo"
+WINDOW = 10
+"""Steps whose episodes make one point of a curve."""
 ARMS = ("arpo", "arpo-no-importance", "grpo")
 
 Runs = Mapping[str, Sequence[Sequence[Mapping[str, Any]]]]
@@ -67,7 +69,7 @@ def main() -> None:
         write(options.out / f"{NAME}.json", result)
     draw(result, options.out / f"{NAME}.png")
     for arm, runs in result["runs"].items():
-        final = interval([success(run[-1]) for run in runs])
+        final = interval([success(run)[-1] for run in runs])
         print(f"{arm:20} success {final} after {len(runs[0]) - 1} steps, {len(runs)} seed(s)")
     print(options.out / f"{NAME}.png")
 
@@ -132,21 +134,25 @@ def machine() -> str:
     return f"{platform.machine()}, {os.cpu_count()} cores, no GPU, OMP_NUM_THREADS={threads}"
 
 
-def success(record: Mapping[str, Any]) -> float:
-    """Mean over the tasks of the probability of success."""
-    return fmean(record["tasks"])
+def success(run: Sequence[Mapping[str, Any]]) -> list[float]:
+    """A run's success at every step: of the fresh episodes of that step and the `WINDOW` - 1 before it.
+
+    Episodes of a step are sampled before its update, with seeds that all arms share; replayed ones are not among them.
+    """
+    fresh = [record["success"] for record in run[1:]]
+    return [fmean(fresh[max(0, step - WINDOW) : step]) for step in range(1, len(fresh) + 1)]
 
 
 def draw(result: Mapping[str, Any], path: Path) -> None:
     """The curves of all arms."""
     runs: Runs = result["runs"]
-    curves = {arm: [[success(record) for record in run] for run in seeds] for arm, seeds in runs.items()}
-    tasks = len(next(iter(runs.values()))[0][0]["tasks"])
+    curves = {arm: [success(run) for run in seeds] for arm, seeds in runs.items()}
+    tasks = len(next(iter(runs.values()))[0][0]["as_shown"])
     episodes = tasks * result["settings"]["group_size"]
     plot(
         curves,
         path,
-        title="Probability of success, mean over tasks (band: 95 % interval over seeds)",
+        title=f"Success of the episodes of the last {WINDOW} steps (band: 95 % interval over seeds)",
         across=f"training step ({episodes} episodes each)",
     )
 

@@ -49,12 +49,12 @@ def interval(values: Sequence[float]) -> Interval:
 def plot(curves: Mapping[str, Sequence[Sequence[float]]], path: Path, *, title: str, across: str) -> None:
     """Draw success over steps: for each arm one curve a seed, shown as their mean and band.
 
-    curves: arm → seeds → success at step 0, 1, …; all equally long. across: what the horizontal axis counts.
+    curves: arm → seeds → success at step 1, 2, …; all equally long. across: what the horizontal axis counts.
     """
     bands = {
         arm: [interval(at_step) for at_step in zip(*seeds, strict=True)] for arm, seeds in curves.items()
     }
-    last = max(len(band) for band in bands.values()) - 1
+    last = max(len(band) for band in bands.values())
     picture = Image.new("RGB", (_SIZE[0] * _SCALE, _SIZE[1] * _SCALE), "white")
     canvas = ImageDraw.Draw(picture, "RGBA")
 
@@ -71,11 +71,13 @@ def plot(curves: Mapping[str, Sequence[Sequence[float]]], path: Path, *, title: 
         x, y = at(step, 0)
         _write(canvas, (x, y + 8 * _SCALE), str(step), "ma")
     for arm, band in bands.items():
-        edge = [at(step, i.high) for step, i in enumerate(band)]
-        edge += [at(step, i.low) for step, i in reversed(list(enumerate(band)))]
+        edge = [at(step, i.high) for step, i in enumerate(band, start=1)]
+        edge += [at(step, i.low) for step, i in reversed(list(enumerate(band, start=1)))]
         canvas.polygon(edge, fill=(*COLOURS[arm], 45))
     for arm, band in bands.items():
-        canvas.line([at(step, i.mean) for step, i in enumerate(band)], fill=COLOURS[arm], width=3 * _SCALE)
+        canvas.line(
+            [at(step, i.mean) for step, i in enumerate(band, start=1)], fill=COLOURS[arm], width=3 * _SCALE
+        )
     for number, (arm, band) in enumerate(bands.items()):
         x, y = _LEFT * _SCALE, (52 + 24 * number) * _SCALE
         canvas.line([(x, y), (x + 30 * _SCALE, y)], fill=COLOURS[arm], width=4 * _SCALE)
@@ -83,7 +85,7 @@ def plot(curves: Mapping[str, Sequence[Sequence[float]]], path: Path, *, title: 
     _write(canvas, (_LEFT * _SCALE, 24 * _SCALE), title, "lm", size=17)
     _write(canvas, ((_LEFT + _RIGHT) / 2 * _SCALE, 597 * _SCALE), across, "mm")
     path.parent.mkdir(parents=True, exist_ok=True)
-    picture.resize(_SIZE, Image.Resampling.LANCZOS).save(path, optimize=True)
+    picture.reduce(_SCALE).save(path, optimize=True)
 
 
 def _write(

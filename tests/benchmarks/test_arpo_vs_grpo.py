@@ -41,15 +41,17 @@ def test_it_measures_every_arm_from_the_same_start_and_makes_only_missing_runs(t
     assert set(result["runs"]) == set(ARMS)
     for (run_of_arm,) in result["runs"].values():
         assert [record["step"] for record in run_of_arm] == [0, 1, 2]
-        assert all(0 <= p <= 1 for record in run_of_arm for p in record["tasks"])
-    starts = [run_of_arm[0]["tasks"] for (run_of_arm,) in result["runs"].values()]
+        assert all(0 <= p <= 1 for record in run_of_arm for p in record["as_shown"])
+        assert all(0 <= record["success"] <= 1 for record in run_of_arm[1:])
+    starts = [run_of_arm[0]["as_shown"] for (run_of_arm,) in result["runs"].values()]
     assert starts[0] == starts[1]
     assert {(31, 119, 180), (214, 96, 20)} <= colours(tmp_path / "arpo_vs_grpo.png")
 
     kept = tmp_path / "runs" / "grpo-0.json"
     (tmp_path / "runs" / "arpo-0.json").unlink()
     marked = json.loads(kept.read_text())
-    marked[-1]["tasks"] = [0.25] * len(marked[-1]["tasks"])
+    for record in marked[1:]:
+        record["success"] = 0.25
     kept.write_text(json.dumps(marked))
     again = tiny(tmp_path)
     assert again.returncode == 0, again.stderr
