@@ -132,7 +132,7 @@ class Learner:
         return [sum(row) for row in self.token_logprobs(trajectories, images)]
 
     def weights(self) -> Mapping[str, torch.Tensor]:
-        """All parameters by name, whole, adapters folded in, for `Engine.push`.
+        """All parameters by name, whole, adapters folded in, for `Engine.push`; empty on every rank but the first.
 
         On one rank they are views: the next step changes them, so copy before it.
         """

@@ -67,11 +67,15 @@ class ShardedPolicy(nn.Module):
         )
 
     def weights(self) -> dict[str, torch.Tensor]:
-        """Whole parameters by name, adapters folded in. Every rank must call it.
+        """Whole parameters by name, adapters folded in; empty on every rank but the first. All ranks must call it.
 
         On one rank they are views: the next step changes them, so copy before it.
         """
-        state = {name: _whole(parameter.detach()) for name, parameter in self.model.named_parameters()}
+        state = {}
+        for name, parameter in self.model.named_parameters():
+            whole = _whole(parameter.detach())
+            if self._ranks.lead:
+                state[name] = whole
         return merged(state, self._policy.lora) if self._policy.lora else state
 
     def forget_pictures(self) -> None:

@@ -158,7 +158,7 @@ class _Rank:
             yield self._moment("vision tower", **self._tower_backward())
         yield self._moment("reduction", **self._reduction())
         yield self._moment("optimizer step", gradients=self.gradients, temporaries=self._update())
-        if self.ranks > 1 or (self.lora and self.leader):
+        if self.leader and (self.ranks > 1 or self.lora):
             yield self._moment("weights to the engine", **{"gathered weights": self._pushed()})
 
     def _moment(self, name: str, **parts: int) -> Moment:
@@ -299,8 +299,9 @@ class _Rank:
         return (24 if self.master == 2 else 8) * largest // self.ranks
 
     def _pushed(self) -> int:
-        """Every rank gathers all weights, and adapters are folded into a copy of theirs."""
-        whole = (self.master * self.trained + self.e * self.frozen) if self.ranks > 1 else 0
+        """The leader gathers all weights, and adapters are folded into a copy of theirs."""
+        gathers = self.ranks > 1 and self.leader
+        whole = (self.master * self.trained + self.e * self.frozen) if gathers else 0
         return whole + (self.e * self.text.layers * self.text.layer_parameters if self.lora else 0)
 
     # sampling
