@@ -178,8 +178,8 @@ def _measure(side: str, options: argparse.Namespace, screenshots: int) -> dict[s
             learner = Learner(policy, section, ReplaySection(), temperature=1.0, seed=0)
 
             def step() -> float:
-                # what a restored learner does not have is features of pictures: they are new in every step
-                learner.load_state_dict(learner.state_dict())
+                # as if all screenshots of the step were new
+                learner.forget_pictures()
                 return learner.step(groups, pictures.__getitem__)["learner/grad_norm"]
         else:
             peer = PlainHF(policy, section, micro_batch=options.micro_batch)

@@ -95,8 +95,8 @@ class Ours:
 
     def step(self) -> None:
         """See `Side`."""
-        # what a restored learner does not have is features of pictures
-        self._learner.load_state_dict(self._learner.state_dict())
+        # as if all screenshots of the step were new
+        self._learner.forget_pictures()
         self._learner.step(self.groups, self.pictures.__getitem__)
 
     def gradients(self) -> dict[str, torch.Tensor]:

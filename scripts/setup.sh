@@ -34,8 +34,9 @@ installable() {
     while read -r line; do
         name=${line%\?}
         if [ "$name" != "$line" ]; then
-            apt-cache show --no-all-versions "$name" 2>/dev/null | grep -q '^Package:' || continue
-            apt-cache depends "$name" 2>/dev/null | grep -q snapd && continue
+            # grep reads to the end: with -q it stops early, and under pipefail the broken pipe would read as "not there"
+            apt-cache show --no-all-versions "$name" 2>/dev/null | grep '^Package:' >/dev/null || continue
+            apt-cache depends "$name" 2>/dev/null | grep snapd >/dev/null && continue
         fi
         printf '%s\n' "$name"
     done

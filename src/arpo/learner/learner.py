@@ -162,6 +162,10 @@ class Learner:
         """
         self._imitator = None
         tensors.load(self.state_dict(), folder, self.ranks.saving)
+        self.forget_pictures()
+
+    def forget_pictures(self) -> None:
+        """Encode every screenshot anew from here on: the vision tower's weights have changed, or time is measured."""
         self._model.forget_pictures()
 
     @torch.no_grad()
