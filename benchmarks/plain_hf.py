@@ -18,7 +18,7 @@ from arpo.config.sections import LearnerSection
 from arpo.learner.loss import importance_weight, policy_loss
 from arpo.learner.rows import Row
 from arpo.policy.load import Policy
-from arpo.policy.vision import ImageSource
+from arpo.trajectory.store import ImageSource
 
 
 class PlainHF:

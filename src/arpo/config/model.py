@@ -34,3 +34,8 @@ class Config(Section):
     imitation: ImitationSection = ImitationSection()
     trainer: TrainerSection = TrainerSection()
     hardware: HardwareSection = HardwareSection()
+
+    @property
+    def learner_ranks(self) -> int:
+        """How many processes train together."""
+        return self.learner.ranks or max(1, self.hardware.gpus)

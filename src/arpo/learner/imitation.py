@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from arpo.learner.optimizer import AdamW
 from arpo.learner.passes import Passes
 from arpo.learner.rows import whole_row
-from arpo.policy.vision import ImageSource
 from arpo.trajectory import Trajectory
+from arpo.trajectory.store import ImageSource
 
 
 class Imitator:

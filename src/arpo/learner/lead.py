@@ -14,8 +14,8 @@ from typing import Any
 import torch
 
 from arpo.learner.learner import Learner
-from arpo.policy.vision import ImageSource
 from arpo.trajectory import GroupMember, Trajectory
+from arpo.trajectory.store import ImageSource
 
 _END = "end"
 
@@ -48,7 +48,8 @@ class LeadLearner:
 
     def sequence_logprobs(self, trajectories: Sequence[Trajectory], images: ImageSource) -> list[float]:
         """See `Learner.sequence_logprobs`."""
-        return [sum(row) for row in self.token_logprobs(trajectories, images)]
+        logprobs: list[float] = self._all("sequence_logprobs", trajectories, images)
+        return logprobs
 
     def weights(self) -> Mapping[str, torch.Tensor]:
         """See `Learner.weights`."""

@@ -28,8 +28,8 @@ from arpo.learner.ranks import Ranks, alone
 from arpo.learner.rows import Row, rows_of, whole_row
 from arpo.learner.sharding import ShardedPolicy
 from arpo.policy.load import Policy
-from arpo.policy.vision import ImageSource
 from arpo.trajectory import GroupMember, Trajectory
+from arpo.trajectory.store import ImageSource
 
 T = TypeVar("T")
 

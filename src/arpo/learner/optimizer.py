@@ -122,8 +122,8 @@ class AdamW:
 
     def _norm(self, gradients: Iterable[torch.Tensor]) -> float:
         """The global norm of the gradients, over all ranks."""
-        squares = sum((float(torch.linalg.vector_norm(g)) ** 2 for g in gradients), 0.0)
-        return math.sqrt(self._ranks.sum(squares) if self._ranks else squares)
+        square = float(nn.utils.get_total_norm(gradients)) ** 2
+        return math.sqrt(self._ranks.sum(square) if self._ranks else square)
 
     def _update(self, name: str, gradient: torch.Tensor, lr: float) -> None:
         weight = local(self._parameters[name].detach())

@@ -15,7 +15,7 @@ from arpo.learner.packing import plan
 from arpo.learner.ranks import Ranks
 from arpo.learner.rows import Row
 from arpo.learner.sharding import ShardedPolicy
-from arpo.policy.vision import ImageSource
+from arpo.trajectory.store import ImageSource
 
 
 @dataclass(frozen=True)

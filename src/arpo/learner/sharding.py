@@ -26,8 +26,9 @@ from arpo.learner.ranks import Ranks
 from arpo.policy.load import Policy
 from arpo.policy.logprobs import TokenRow, packed_logprobs
 from arpo.policy.lora import merged
-from arpo.policy.vision import ImageSource, VisionTower
+from arpo.policy.vision import VisionTower
 from arpo.protocol.problems import ConfigError
+from arpo.trajectory.store import ImageSource
 
 
 class ShardedPolicy(nn.Module):
@@ -41,7 +42,7 @@ class ShardedPolicy(nn.Module):
         super().__init__()
         self.model = policy.model
         self._policy = policy
-        self._tower = VisionTower(policy)
+        self.tower = VisionTower(policy)
         self._chunk = section.logits_chunk
         self._ranks = ranks
         _check(self.model)
@@ -63,7 +64,7 @@ class ShardedPolicy(nn.Module):
         """See `packed_logprobs`. Without rows this rank only takes part in what the others need it for."""
         rows = rows or [TokenRow([self._policy.pad_token_id], (), ())]
         return packed_logprobs(
-            self._policy, rows, images, temperature=temperature, tower=self._tower, chunk=self._chunk
+            self._policy, rows, images, temperature=temperature, tower=self.tower, chunk=self._chunk
         )
 
     def weights(self) -> dict[str, torch.Tensor]:
@@ -80,7 +81,7 @@ class ShardedPolicy(nn.Module):
 
     def forget_pictures(self) -> None:
         """The frozen tower's weights were written: forget what was computed with the old ones."""
-        self._tower.forget()
+        self.tower.forget()
 
     @contextmanager
     def exchanged(self, others: Mapping[str, torch.Tensor]) -> Iterator[None]:
@@ -135,8 +136,7 @@ def _shard(module: ShardedPolicy, section: LearnerSection, ranks: Ranks) -> None
         else MixedPrecisionPolicy()
     )
     offload = CPUOffloadPolicy() if section.cpu_offload and ranks.device.type == "cuda" else OffloadPolicy()
-    vision = model.model.visual
-    frozen_tower = not any(p.requires_grad for p in vision.parameters())
+    vision, frozen_tower = model.model.visual, module.tower.frozen
     options: dict[str, Any] = {"mesh": ranks.mesh, "mp_policy": policy, "offload_policy": offload}
     for layer in model.model.language_model.layers:
         fully_shard(layer, **options)

@@ -15,7 +15,8 @@ import torch
 
 from arpo.policy.head import DEFAULT_CHUNK, chunked_logprobs, tempered
 from arpo.policy.inputs import pack
-from arpo.policy.vision import ImageSource, VisionTower
+from arpo.policy.vision import VisionTower
+from arpo.trajectory.store import ImageSource
 
 if TYPE_CHECKING:
     from arpo.policy.load import Policy

@@ -7,22 +7,18 @@ outlive that. Where the tower is frozen, a picture's features are computed once 
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from arpo.policy.images import EncodedImage
+from arpo.policy.limits import FEATURES_KEPT_BYTES, PATCHES_AT_ONCE
+from arpo.trajectory.store import ImageSource
 
 if TYPE_CHECKING:
     from arpo.policy.load import Policy
-
-ImageSource = Callable[[str], bytes]
-"""The encoded picture with a sha256 (`ScreenshotStore.get`)."""
-
-_PATCHES_AT_ONCE = 16_384
-"""How many patches a frozen tower encodes together: one and a half screenshots of 1920×1080."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +46,7 @@ class VisionTower:
     longest ago leaves first. Nothing is remembered while the tower is trained.
     """
 
-    def __init__(self, policy: Policy, *, cache_bytes: int = 1 << 30) -> None:
+    def __init__(self, policy: Policy, *, cache_bytes: int = FEATURES_KEPT_BYTES) -> None:
         self._policy = policy
         self._cache_bytes = cache_bytes
         self._cached: OrderedDict[str, ImageFeatures] = OrderedDict()
@@ -97,7 +93,7 @@ class VisionTower:
         part: list[tuple[str, EncodedImage]] = []
         for name in hashes:
             image = self._pixels(name, images)
-            if part and sum(len(other.pixel_values) for _, other in part) >= _PATCHES_AT_ONCE:
+            if part and sum(len(other.pixel_values) for _, other in part) >= PATCHES_AT_ONCE:
                 yield part
                 part = []
             part.append((name, image))

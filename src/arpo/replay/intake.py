@@ -5,7 +5,7 @@ Invariant: an entry is taken in once; a run that goes on from a checkpoint made 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Protocol
 
 from arpo.protocol.problems import ConfigError
@@ -14,9 +14,7 @@ from arpo.replay.errors import ReplayError
 from arpo.replay.folder import InboxEntry, ReplayFolder
 from arpo.replay.index import Stored
 from arpo.trajectory import Trajectory
-
-ImageSource = Callable[[str], bytes]
-"""The encoded picture with a sha256 (`ScreenshotStore.get`)."""
+from arpo.trajectory.store import ImageSource
 
 
 class TokenLogprobs(Protocol):
@@ -46,35 +44,30 @@ def take_in(
     """
     waiting = [entry for entry in folder.inbox() if entry.stored.sha256 not in buffer.taken]
     for entry in waiting:
-        buffer.take(
-            entry.stored.sha256,
-            None
-            if entry.stored.sha256 in {one.sha256 for one in buffer.stored}
-            else _entry(
-                folder,
-                entry,
-                learner,
-                images,
-                success_above=success_above,
-                tokenizer=tokenizer,
-                policy_version=policy_version,
-                step=step,
-            ),
+        source = entry.stored.sha256
+        if any(one.sha256 == source for one in buffer.stored):
+            buffer.take(source, None)
+            continue
+        trajectory, sha256 = _checked(folder, entry, images, success_above, tokenizer), source
+        if trajectory.sampler == "script":
+            trajectory = _with_logprobs(trajectory, learner.token_logprobs([trajectory], images)[0])
+            sha256 = folder.rows.put(trajectory)
+        stored = Stored.of(
+            trajectory,
+            sha256,
+            policy_version=policy_version,
+            step=step,
+            stored_at=entry.stored.stored_at,
+            origin="import",
         )
+        buffer.take(source, stored)
     return len(waiting)
 
 
-def _entry(
-    folder: ReplayFolder,
-    entry: InboxEntry,
-    learner: TokenLogprobs,
-    images: ImageSource,
-    *,
-    success_above: float,
-    tokenizer: str,
-    policy_version: int,
-    step: int,
-) -> Stored:
+def _checked(
+    folder: ReplayFolder, entry: InboxEntry, images: ImageSource, success_above: float, tokenizer: str
+) -> Trajectory:
+    """The trajectory of an entry, if it may be taken in; raises what `take_in` does."""
     name = f"imported trajectory {entry.stored.episode_id}"
     path = folder.inbox_path(entry.stored.sha256)
     if entry.tokenizer != tokenizer:
@@ -93,18 +86,7 @@ def _entry(
             images(image.sha256)
     except OSError as error:
         raise ReplayError(f"{name} lacks a screenshot: {error}; fix: import it again") from error
-    sha256 = entry.stored.sha256
-    if trajectory.sampler == "script":
-        trajectory = _with_logprobs(trajectory, learner.token_logprobs([trajectory], images)[0])
-        sha256 = folder.rows.put(trajectory)
-    return Stored.of(
-        trajectory,
-        sha256,
-        policy_version=policy_version,
-        step=step,
-        stored_at=entry.stored.stored_at,
-        origin="import",
-    )
+    return trajectory
 
 
 def _with_logprobs(trajectory: Trajectory, sampled: Sequence[float]) -> Trajectory:

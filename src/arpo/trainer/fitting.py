@@ -17,7 +17,7 @@ from rich.table import Table
 from arpo.config.model import Config
 from arpo.protocol.problems import ConfigError
 from arpo.trainer.checks import check, row_tokens
-from arpo.trainer.memory import GIB, Moment, Prediction, predict, ranks_of
+from arpo.trainer.memory import GIB, Moment, Prediction, predict
 from arpo.trainer.shapes import ModelShape, model_shape
 
 _CONTEXT_GIB = 1.5
@@ -70,7 +70,7 @@ def fit(config: Config, shape: ModelShape) -> Fit:
     if config.hardware.gpus:
         limit = float(config.hardware.gpu_memory_gib)
         return Fit(prediction, needed / GIB, limit, limit * (1 - _FRAGMENTATION) - _CONTEXT_GIB)
-    followers = ranks_of(config) - 1
+    followers = config.learner_ranks - 1
     needed += followers * predict(config, shape, leader=False).peak.total if followers else 0
     total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / GIB
     return Fit(prediction, needed / GIB, total, total)
@@ -103,7 +103,10 @@ def _fix(config: Config, shape: ModelShape) -> str:
     if not changes:
         return "a smaller model, fewer rollout.max_steps or a smaller agent.max_pixels"
     fix = " ".join(f"{key}={_shown(value)}" for key, value in changes.items())
-    ranks, host = ranks_of(_changed(config, changes)), fit(_changed(config, changes), shape).prediction.host
+    ranks, host = (
+        _changed(config, changes).learner_ranks,
+        fit(_changed(config, changes), shape).prediction.host,
+    )
     return f"{fix} (with {gib(host * ranks)} GiB of the host's memory)" if host else fix
 
 
@@ -116,7 +119,7 @@ def memory_table(config: Config) -> Table | None:
         prediction = predict(config, shape)
     except ValueError:
         return None
-    table = Table("moment", "GiB", "of which", title=f"{config.model.path}: rank 0 of {ranks_of(config)}")
+    table = Table("moment", "GiB", "of which", title=f"{config.model.path}: rank 0 of {config.learner_ranks}")
     for moment in prediction.moments:
         style = "bold" if moment is prediction.peak else ""
         table.add_row(moment.name, gib(moment.total), largest(moment, len(moment.parts)), style=style)
@@ -163,7 +166,7 @@ def _knobs(config: Config) -> Iterator[list[Changes]]:
         yield [{"engine.max_batch": size} for size in halved]
     if learner.weights != "kahan" and model.dtype == "bfloat16" and not model.lora.rank:
         yield [{"learner.weights": "kahan"}]
-    if gpus and ranks_of(config) < gpus:
+    if gpus and config.learner_ranks < gpus:
         yield [{"learner.ranks": gpus}]
     if 0 < gpus < _MOST_GPUS:
         yield [

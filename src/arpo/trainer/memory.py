@@ -12,13 +12,12 @@ from dataclasses import dataclass
 
 from arpo.agent.coordinates import FACTOR, image_tokens
 from arpo.config.model import Config
+from arpo.policy.limits import FEATURES_KEPT_BYTES, PATCHES_AT_ONCE
 from arpo.trainer import activations
 from arpo.trainer.checks import row_tokens
 from arpo.trainer.shapes import ModelShape
 
 GIB = 2**30
-_PICTURE_CACHE = 1 << 30  # the bound of `arpo.policy.vision.VisionTower`
-_PATCHES_AT_ONCE = 16_384  # what it encodes together
 
 
 @dataclass(frozen=True)
@@ -89,11 +88,6 @@ def load_of(config: Config, shape: ModelShape) -> Load:
     )
 
 
-def ranks_of(config: Config) -> int:
-    """Processes that the weights are sharded over."""
-    return config.learner.ranks or max(1, config.hardware.gpus)
-
-
 def predict(
     config: Config, shape: ModelShape, *, load: Load | None = None, leader: bool = True
 ) -> Prediction:
@@ -111,7 +105,7 @@ class _Rank:
     def __init__(self, config: Config, shape: ModelShape, load: Load, *, leader: bool) -> None:
         model, learner, text, vision = config.model, config.learner, shape.text, shape.vision
         self.text, self.vision, self.load, self.leader = text, vision, load, leader
-        self.ranks = ranks_of(config)
+        self.ranks = config.learner_ranks
         self.gpu = config.hardware.gpus > 0
         self.checkpointing = model.gradient_checkpointing
         self.chunk = min(learner.logits_chunk, load.sampled)
@@ -193,14 +187,14 @@ class _Rank:
         """Features that a frozen tower keeps; those of the row at hand are alive whatever the bound says."""
         if not self.frozen_tower:
             return 0
-        kept = min(_PICTURE_CACHE, self._features(self.load.step_pictures))
+        kept = min(FEATURES_KEPT_BYTES, self._features(self.load.step_pictures))
         return max(kept, self._features(self.load.row_pictures))
 
     def _patches(self, pictures: int) -> int:
         return pictures * self.load.picture_tokens * self.vision.merge**2
 
     def _encoding(self) -> int:
-        together = min(self._patches(self.load.row_pictures), _PATCHES_AT_ONCE + self._patches(1))
+        together = min(self._patches(self.load.row_pictures), PATCHES_AT_ONCE + self._patches(1))
         patch = activations.vision_forward(self.vision, self.e) + activations.pixels(self.vision)
         return together * patch
 

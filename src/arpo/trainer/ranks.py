@@ -42,11 +42,6 @@ class Orders:
     source: PolicySource
 
 
-def wanted_ranks(config: Config) -> int:
-    """How many processes train together."""
-    return config.learner.ranks or max(1, config.hardware.gpus)
-
-
 @contextmanager
 def leading(config: Config, source: PolicySource, policy: Policy) -> Iterator[LeadLearner]:
     """The learner on all ranks, which are there inside. The policy's model is its from then on.
@@ -54,7 +49,7 @@ def leading(config: Config, source: PolicySource, policy: Policy) -> Iterator[Le
     Raises ConfigError when torchrun has started another number of processes than the configuration wants, ArpoError
     when a rank cannot be started.
     """
-    size = wanted_ranks(config)
+    size = config.learner_ranks
     if size == 1:
         yield LeadLearner(make_learner(config, policy, alone(policy.device)))
         return

@@ -6,7 +6,7 @@ Screenshots are content-addressed: one file a distinct picture, named by its sha
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from pydantic import ValidationError
@@ -14,6 +14,9 @@ from pydantic import ValidationError
 from arpo.files import write_atomic
 from arpo.protocol.problems import ArpoError
 from arpo.trajectory.record import Trajectory
+
+ImageSource = Callable[[str], bytes]
+"""The encoded picture with a sha256 (`ScreenshotStore.get`)."""
 
 
 class ScreenshotStore:
