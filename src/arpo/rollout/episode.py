@@ -124,6 +124,7 @@ class EpisodeRunner:
                     actions=actions,
                     format_error=format_error,
                     policy_version=generation.policy_version,
+                    pushes=[(start + at, version) for at, version in generation.pushes],
                     observation=screenshot.sha256,
                 )
             )

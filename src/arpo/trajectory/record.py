@@ -29,7 +29,11 @@ class ImageRef(BaseModel):
 
 
 class Turn(BaseModel):
-    """One assistant turn: row positions [start, end) were sampled; `text` is their decoding, for people."""
+    """One assistant turn: row positions [start, end) were sampled; `text` is their decoding, for people.
+
+    policy_version: that sampled its first token. pushes: (row position, version) from which a newer one sampled, as
+    weights were pushed amid the turn.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -39,6 +43,7 @@ class Turn(BaseModel):
     actions: list[Action]
     format_error: str | None = None
     policy_version: int
+    pushes: list[tuple[int, int]] = []
     observation: str
     """sha256 of the screenshot that this turn answered."""
 
@@ -89,6 +94,16 @@ class Trajectory(BaseModel):
     def policy_version(self) -> int:
         """The oldest policy version that sampled any of its tokens."""
         return min((t.policy_version for t in self.turns), default=0)
+
+    @property
+    def token_versions(self) -> list[int | None]:
+        """Of every token of the row the policy version that sampled it [L]; None where none did."""
+        versions: list[int | None] = [None] * len(self.token_ids)
+        for turn in self.turns:
+            begins = [(turn.start, turn.policy_version), *turn.pushes]
+            for (start, version), end in zip(begins, [*(at for at, _ in turn.pushes), turn.end], strict=True):
+                versions[start:end] = [version] * (end - start)
+        return versions
 
     def succeeded(self, above: float) -> bool:
         """Valid, with a score above `above` (`replay.success_above`): what counts as a success everywhere."""

@@ -7,7 +7,7 @@ log-probs are those of the distribution that was sampled from (after temperature
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
@@ -36,8 +36,13 @@ class Generation:
     token_ids: list[int]
     logprobs: list[float]
     policy_version: int
+    """The version that sampled the first token."""
     stopped: bool
     """True: a stop token ended it; False: the token limit did."""
+    pushes: tuple[tuple[int, int], ...] = ()
+    """(index, version): from that token on a newer version sampled, as weights were pushed amid the reply."""
+    queued_s: float = field(default=0.0, compare=False)
+    """How long the request waited before the engine began to work on it."""
 
 
 class Engine(Protocol):
@@ -58,7 +63,9 @@ class Engine(Protocol):
         """
 
     async def push(self, weights: Mapping[str, torch.Tensor], version: int) -> None:
-        """Take new weights. No request fails; requests that start after the return use the new version."""
+        """Take new weights, whole parameters by name. No request fails; requests that start after the return use the
+        new version. Raises EngineError, with the old weights kept, when names or shapes differ.
+        """
 
     async def close(self) -> None:
         """Release memory and threads."""

@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from transformers import DynamicCache
@@ -32,6 +32,7 @@ class _Request:
     prompt_ids: Sequence[int]
     images: Sequence[bytes]
     sampling: Sampling
+    asked: float = field(default_factory=time.monotonic)
     reply: Future[Generation] = field(default_factory=Future)
 
 
@@ -170,6 +171,7 @@ class HFEngine:
                 request.reply.set_exception(_failure("the prompt cannot be read", error))
         if not ready:
             return
+        began = time.monotonic()
         try:
             generations = self._sample(rows, [request.sampling for request in ready])
         except Exception as error:  # whatever the model raises belongs to these requests; the engine lives on
@@ -177,7 +179,7 @@ class HFEngine:
                 request.reply.set_exception(_failure("sampling failed", error))
             return
         for request, generation in zip(ready, generations, strict=True):
-            request.reply.set_result(generation)
+            request.reply.set_result(replace(generation, queued_s=began - request.asked))
 
     def _row(self, request: _Request) -> ModelRow:
         row = ModelRow(request.prompt_ids, [self._policy.images.encode(data) for data in request.images])
