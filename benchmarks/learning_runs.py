@@ -32,7 +32,8 @@ from arpo.rollout.collect import Collector
 from arpo.rollout.engines import Engine, Generation, Sampling
 from arpo.rollout.engines.hf import HFEngine
 from arpo.rollout.episode import EpisodeRules, EpisodeRunner
-from arpo.rollout.scheduler import Group, GroupScheduler
+from arpo.rollout.groups import Group
+from arpo.rollout.scheduler import Scheduler
 from arpo.trajectory import Trajectory
 from arpo.trajectory.store import ScreenshotStore
 
@@ -104,8 +105,8 @@ class Workshop:
     async def play(self, code: Code, keys: str) -> Trajectory:
         """The episode in which some keys are entered as a task's answer. Raises RuntimeError when it is mis-scored."""
         engine = Reciter([self.policy.encoder.encode_reply(text) for text in said(keys)])
-        scheduler = GroupScheduler([code.task()], label=keys, group_size=1, max_retries=0, seed=0)
-        (group,) = await collect(self.runner, engine, scheduler)
+        scheduler = Scheduler.of_set([code.task()], label=keys, group_size=1, max_retries=0, seed=0)
+        (group,) = await collect(self.runner, engine, scheduler, 1)
         (trajectory,) = group.trajectories
         if trajectory.score != float(keys == code.keys):
             raise RuntimeError(f"{keys} as the code of {code.name} scored {trajectory.score}")
@@ -143,7 +144,7 @@ def said(keys: str) -> list[str]:
     return [PROFILE.render("", actions, SCREEN) for actions in turns(keys)]
 
 
-async def collect(runner: EpisodeRunner, engine: Engine, scheduler: GroupScheduler) -> list[Group]:
+async def collect(runner: EpisodeRunner, engine: Engine, scheduler: Scheduler, desktops: int) -> list[Group]:
     """Run a scheduler's episodes at once. Raises RuntimeError for an invalid one: nothing may fail in here."""
 
     def check(trajectory: Trajectory) -> None:
@@ -159,7 +160,7 @@ async def collect(runner: EpisodeRunner, engine: Engine, scheduler: GroupSchedul
             max_format_errors=1,
             sampling=Sampling(temperature=TEMPERATURE, max_new_tokens=24),
         ),
-        concurrency=scheduler.total,
+        concurrency=desktops,
         on_trajectory=check,
         after_fault=asyncio.Event().wait,
     )
@@ -222,10 +223,10 @@ async def train(
         records: list[dict[str, Any]] = [{"step": 0, "as_shown": as_shown()}]
         for step in range(1, settings.steps + 1):
             started = time.monotonic()
-            scheduler = GroupScheduler(
+            scheduler = Scheduler.of_set(
                 tasks, label=f"step-{step}", group_size=settings.group_size, max_retries=0, seed=seed
             )
-            groups = await collect(shop.runner, engine, scheduler)
+            groups = await collect(shop.runner, engine, scheduler, settings.group_size * len(tasks))
             batch = [replay.close_group(group.trajectories, rng) for group in groups]
             learned = await asyncio.to_thread(learner.step, batch, shop.screenshots.get)
             await engine.push(learner.weights(), step)

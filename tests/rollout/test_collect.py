@@ -13,7 +13,8 @@ from scripted_desktop import Harness, Script, env_server
 from arpo.protocol.problems import ProblemCode, ProblemError
 from arpo.rollout.collect import Collector
 from arpo.rollout.evaluation import EvaluationResult, evaluate
-from arpo.rollout.scheduler import Group, GroupScheduler
+from arpo.rollout.groups import Group
+from arpo.rollout.scheduler import Scheduler
 from arpo.trajectory import Trajectory
 
 BROKEN = ProblemError(ProblemCode.EVALUATOR_FAILED, "broken")
@@ -44,13 +45,13 @@ def with_collector(
     asyncio.run(main())
 
 
-def scheduler(tasks: int, size: int, retries: int) -> GroupScheduler:
-    return GroupScheduler(
+def scheduler(tasks: int, size: int, retries: int) -> Scheduler:
+    return Scheduler.of_set(
         [task(f"t{i}") for i in range(tasks)], label="s", group_size=size, max_retries=retries, seed=0
     )
 
 
-def collected(folder, script: Script, groups: GroupScheduler) -> tuple[list[Group], list[Trajectory]]:
+def collected(folder, script: Script, groups: Scheduler) -> tuple[list[Group], list[Trajectory]]:
     ended: list[Trajectory] = []
     result: list[Group] = []
 
@@ -109,7 +110,7 @@ def test_nobody_runs_a_lost_episode_again_before_the_env_server_is_back(tmp_path
 
     groups = scheduler(tasks=3, size=2, retries=3)
     with_collector(tmp_path, Script(evaluate=scripted([BROKEN, 1.0])), story)
-    assert [len(g.trajectories) for g in groups.groups.values()] == [2, 2, 2]
+    assert [len(g.trajectories) for g in result] == [2, 2, 2]
 
 
 def test_a_bug_ends_the_collection_as_itself_and_gives_every_desktop_back(tmp_path) -> None:

@@ -160,8 +160,25 @@ class RolloutSection(Section):
     """n: trajectories of one task that share an advantage baseline."""
     max_steps: Positive = 15
     """Assistant turns an episode may take."""
+    max_staleness: NonNegative = 0
+    """How many policy versions old a trajectory may be when it is learned from, by its oldest token. 0: on-policy, the
+    desktops wait while the learner learns; 1 or more: they go on meanwhile, and the learner never waits for them long."""
     max_retries: NonNegative = 3
-    """How often an episode that a fault made invalid is run again before its group goes without it."""
+    """Episodes that are run again because a fault made them invalid, for each place of a group and shared by all of them;
+    then the group goes without those places."""
+    episode_timeout_s: Seconds = 3600.0
+    """An episode that is not over by then counts as a fault of its environment."""
+    overdue_factor: Annotated[float, Field(gt=1)] | None = 5.0
+    """A step waits for no episode that has taken this many times as long as the median; null: it waits for all."""
+    early_close_share: Annotated[float, Field(gt=0, le=1)] = 0.5
+    """A group that waits for overdue episodes only goes without them if it has this share of its trajectories; else they
+    are run again."""
+    oversample: NonNegative = 0
+    """Groups rolled out beyond those that a step needs, which takes the first that close. Favours short episodes."""
+    refill: NonNegative = 0
+    """Groups a step in place of such whose rewards are all equal, and which therefore teach nothing."""
+    adaptive_concurrency: bool = True
+    """Run fewer episodes than there are desktops while requests queue at the engine."""
 
 
 class ReplaySection(Section):

@@ -57,26 +57,35 @@ class ReplayBuffer:
         training step, for the record. Raises ValueError when a trajectory is invalid, or when they are of
         several tasks, ReplayError when the row that is to be injected is damaged.
         """
-        if not all(trajectory.valid for trajectory in trajectories):
-            raise ValueError("an invalid trajectory cannot be in a group")
-        if len({trajectory.task_id for trajectory in trajectories}) > 1:
-            raise ValueError("a group is the trajectories of one task")
+        _check_group(trajectories)
         members = [GroupMember(trajectory=trajectory) for trajectory in trajectories]
         if self._section.rule == "off" or not members:
             return members
-        candidates = [entry for entry in self._stored if entry.task_id == trajectories[0].task_id]
-        above = self._section.success_above
-        failures = [index for index, t in enumerate(trajectories) if not t.succeeded(above)]
-        if candidates and failures and self._failed_as_a_whole(trajectories):
+        candidates = self._candidates(trajectories)
+        if candidates:
             drawn = rng.choice(candidates)
+            above = self._section.success_above
+            failures = [index for index, t in enumerate(trajectories) if not t.succeeded(above)]
             members[failures[0]] = GroupMember(trajectory=self._rows.get(drawn.sha256), replayed=True)
             self._injected.append(drawn)
             self._counts["injected"] += 1
+        self.store(trajectories, step=step)
+        return members
+
+    def injects(self, trajectories: Sequence[Trajectory]) -> bool:
+        """Whether `close_group` would put a stored success into this group. Raises ValueError as it does."""
+        _check_group(trajectories)
+        return self._section.rule != "off" and bool(self._candidates(trajectories))
+
+    def store(self, trajectories: Sequence[Trajectory], *, step: int | None = None) -> None:
+        """Store the successes of a group that is not learned from; nothing with rule `off`. step: as in `close_group`."""
+        _check_group(trajectories)
+        if self._section.rule == "off":
+            return
         for trajectory in trajectories:
-            if trajectory.succeeded(above):
+            if trajectory.succeeded(self._section.success_above):
                 self._add(Stored.of_rollout(trajectory, self._rows.put(trajectory), step=step))
                 self._counts["stored"] += 1
-        return members
 
     def take(self, source: str, entry: Stored | None) -> None:
         """Note that a row of the inbox was taken in, as what (None: it is stored already)."""
@@ -145,12 +154,26 @@ class ReplayBuffer:
             del self._stored[index]
             self._counts["evicted"] += 1
 
+    def _candidates(self, trajectories: Sequence[Trajectory]) -> list[Stored]:
+        """The stored successes of which one is to take the place of a failure in this group; none for most groups."""
+        failures = any(not t.succeeded(self._section.success_above) for t in trajectories)
+        if not failures or not self._failed_as_a_whole(trajectories):
+            return []
+        return [entry for entry in self._stored if entry.task_id == trajectories[0].task_id]
+
     def _failed_as_a_whole(self, trajectories: Sequence[Trajectory]) -> bool:
         scores = [_score(trajectory) for trajectory in trajectories]
         return (
             pstdev(scores) < self._section.inject_std_below
             and fmean(scores) < self._section.inject_mean_below
         )
+
+
+def _check_group(trajectories: Sequence[Trajectory]) -> None:
+    if not all(trajectory.valid for trajectory in trajectories):
+        raise ValueError("an invalid trajectory cannot be in a group")
+    if len({trajectory.task_id for trajectory in trajectories}) > 1:
+        raise ValueError("a group is the trajectories of one task")
 
 
 def _score(trajectory: Trajectory) -> float:

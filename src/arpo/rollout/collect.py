@@ -1,21 +1,36 @@
-"""The async shell around the scheduler: as many episodes at once as there are desktops."""
+"""The async shell around the scheduler: as many episodes at once as there are desktops, whatever the learner does.
+
+Invariant: every episode that the scheduler hands out is a task here, and every such task tells the scheduler how it ended,
+once. Nothing here decides anything.
+"""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+import contextlib
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from arpo.rollout.engines.base import Engine
+from arpo.rollout.concurrency import Concurrency
+from arpo.rollout.engines.base import Engine, Generation, Sampling
 from arpo.rollout.episode import EpisodeRules, EpisodeRunner
-from arpo.rollout.scheduler import Group, GroupScheduler
+from arpo.rollout.groups import Batch, Episode, Group
+from arpo.rollout.scheduler import Scheduler
+from arpo.rollout.usage import Usage
 from arpo.trajectory import Trajectory
+
+if TYPE_CHECKING:
+    import torch
 
 
 @dataclass(frozen=True)
 class Collector:
-    """Runs a scheduler's episodes.
+    """What is needed to run a scheduler's episodes.
 
+    concurrency: episodes at once; adaptive: fewer while the engine does not keep up.
     on_trajectory: called once for every episode that ended, valid or not, in the order in which they ended.
     after_fault: awaited after an invalid episode and before anyone may run it again: the place to wait until a lost
     env-server is back, so that the retries are not spent on a dead one.
@@ -27,21 +42,156 @@ class Collector:
     concurrency: int
     on_trajectory: Callable[[Trajectory], None]
     after_fault: Callable[[], Awaitable[object]]
+    adaptive: bool = False
 
-    async def collect(self, scheduler: GroupScheduler) -> list[Group]:
-        """Run every episode; returns the groups in their order, all closed."""
-        workers = min(self.concurrency, scheduler.total)
+    async def collect(self, scheduler: Scheduler) -> list[Group]:
+        """Run every episode of a scheduler that has one batch (`Scheduler.of_set`); returns its groups, all closed."""
+        async with self.running(scheduler) as rollouts:
+            return (await rollouts.batch()).groups
+
+    @asynccontextmanager
+    async def running(self, scheduler: Scheduler) -> AsyncIterator[Rollouts]:
+        """Episodes run inside, also while nobody waits for a batch; those that still run at the end are stopped.
+
+        What is raised in one of them (a bug, or what `after_fault` raises) ends all and is raised here, in a group.
+        """
         async with asyncio.TaskGroup() as tasks:
-            for _ in range(workers):
-                tasks.create_task(self._work(scheduler))
-        # A retry may be queued by a worker whose siblings have left already; it runs it itself, so nothing is left.
-        assert scheduler.done, "episodes were left behind"  # noqa: S101 - the invariant of this module
-        return list(scheduler.groups.values())
+            rollouts = Rollouts(self, scheduler, tasks)
+            try:
+                yield rollouts
+            finally:
+                rollouts.stop()
 
-    async def _work(self, scheduler: GroupScheduler) -> None:
-        while (episode := scheduler.next()) is not None:
-            trajectory = await self.runner.run(episode, self.engine, self.rules)
-            self.on_trajectory(trajectory)
+
+class Rollouts:
+    """Running episodes; made by `Collector.running`. usage: how busy they keep desktops and engine."""
+
+    def __init__(self, collector: Collector, scheduler: Scheduler, tasks: asyncio.TaskGroup) -> None:
+        self._collector = collector
+        self._scheduler = scheduler
+        self._tasks = tasks
+        self._concurrency = Concurrency(collector.concurrency, adaptive=collector.adaptive)
+        self.usage = Usage(collector.concurrency)
+        self._episodes: dict[str, asyncio.Task[None]] = {}
+        self._withdrawn: set[str] = set()
+        self._changed = asyncio.Event()
+        self._held = False
+        self._fill()
+
+    @property
+    def limit(self) -> int:
+        """Episodes that may run at once now."""
+        return self._concurrency.limit
+
+    async def batch(self) -> Batch:
+        """Wait for the next step's batch. It is taken: the scheduler does not know its groups any more."""
+        while True:
+            self._changed.clear()
+            now = time.monotonic()
+            batch = self._scheduler.take(now)
+            self._fill()
+            if batch is not None:
+                return batch
+            overdue = self._scheduler.overdue_at(now)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(None if overdue is None else overdue - now):
+                    await self._changed.wait()
+
+    def pushed(self, version: int) -> None:
+        """The engine has a newer policy."""
+        self._scheduler.pushed(version)
+        self._fill()
+
+    @asynccontextmanager
+    async def paused(self) -> AsyncIterator[None]:
+        """The desktops are somebody else's inside: waits for the episodes that run, and begins none."""
+        self._held = True
+        try:
+            while self._episodes:
+                self._changed.clear()
+                await self._changed.wait()
+            yield
+        finally:
+            self._held = False
+        self._fill()
+
+    def stop(self) -> None:
+        """End all episodes; for good."""
+        self._held = True
+        for task in self._episodes.values():
+            task.cancel()
+
+    def _fill(self) -> None:
+        """Stop what the scheduler has withdrawn, and begin what it has for free desktops."""
+        for episode_id in self._scheduler.withdrawals():
+            self._withdrawn.add(episode_id)
+            self._episodes[episode_id].cancel()
+        while not self._held and len(self._episodes) < self._concurrency.limit:
+            episode = self._scheduler.next(time.monotonic())
+            if episode is None:
+                break
+            self.usage.episode(+1)
+            self._episodes[episode.id] = self._tasks.create_task(self._run(episode))
+
+    async def _run(self, episode: Episode) -> None:
+        collector = self._collector
+        engine = _Watched(collector.engine, self, episode.id)
+        try:
+            trajectory = await collector.runner.run(episode, engine, collector.rules)
+            collector.on_trajectory(trajectory)
             if not trajectory.valid:
-                await self.after_fault()
-            scheduler.ended(trajectory)
+                await collector.after_fault()
+            self._scheduler.ended(trajectory)
+        except asyncio.CancelledError:
+            if episode.id not in self._withdrawn:
+                raise
+            self._scheduler.withdrawn(episode.id)
+        finally:
+            self._withdrawn.discard(episode.id)
+            del self._episodes[episode.id]
+            self.usage.episode(-1)
+            self._changed.set()
+        self._fill()
+
+    def began(self, episode_id: str) -> None:
+        """An episode's first token is asked for."""
+        self._scheduler.began(episode_id)
+
+    def replied(self, generation: Generation, seconds: float) -> None:
+        """An episode has a reply."""
+        self._concurrency.replied(generation.queued_s, seconds)
+
+
+class _Watched:
+    """The engine as one episode sees it: what is asked for is counted."""
+
+    def __init__(self, engine: Engine, rollouts: Rollouts, episode_id: str) -> None:
+        self._engine = engine
+        self._rollouts = rollouts
+        self._episode_id = episode_id
+        self._began = False
+
+    @property
+    def policy_version(self) -> int:
+        return self._engine.policy_version
+
+    async def generate(
+        self, prompt_ids: Sequence[int], images: Sequence[bytes], sampling: Sampling
+    ) -> Generation:
+        if not self._began:
+            self._began = True
+            self._rollouts.began(self._episode_id)
+        usage, started = self._rollouts.usage, time.monotonic()
+        usage.request(+1)
+        try:
+            generation = await self._engine.generate(prompt_ids, images, sampling)
+        finally:
+            usage.request(-1)
+        self._rollouts.replied(generation, time.monotonic() - started)
+        return generation
+
+    async def push(self, weights: Mapping[str, torch.Tensor], version: int) -> None:
+        await self._engine.push(weights, version)
+
+    async def close(self) -> None:
+        await self._engine.close()

@@ -6,6 +6,7 @@ whatever failed on the way is its `problem`, and then it has none.
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections import defaultdict
 from collections.abc import Iterator
@@ -19,8 +20,8 @@ from arpo.protocol.actions import Action
 from arpo.protocol.messages import SessionOptions
 from arpo.protocol.problems import Problem, ProblemCode, ProblemError
 from arpo.rollout.engines.base import Engine, EngineError, Sampling
+from arpo.rollout.groups import Episode
 from arpo.rollout.row import Encoder, RowBuilder
-from arpo.rollout.scheduler import Episode
 from arpo.trajectory import Trajectory, Turn
 from arpo.trajectory.store import ScreenshotStore
 
@@ -29,13 +30,15 @@ from arpo.trajectory.store import ScreenshotStore
 class EpisodeRules:
     """What all episodes of a run share.
 
-    max_steps: assistant turns. max_format_errors: turns that are no action before the episode ends.
+    max_steps: assistant turns. max_format_errors: turns that are no action before the episode ends. timeout_s: after which
+    an episode that is not over is a fault of its environment, whatever it waits for; None: never.
     """
 
     max_steps: int
     max_format_errors: int
     sampling: Sampling
     options: SessionOptions = field(default_factory=SessionOptions)
+    timeout_s: float | None = None
 
 
 class EpisodeRunner:
@@ -60,14 +63,18 @@ class EpisodeRunner:
         clock = time.monotonic()
         problem: Problem | None = None
         try:
-            with attempt.phase("reset"):
-                session = await self._env.open_session(episode.task.wire(), rules.options)
-            async with session:
-                await self._act(attempt, session, episode, engine, rules)
-                with attempt.phase("evaluate"):
-                    attempt.score = await session.evaluate()
+            async with asyncio.timeout(rules.timeout_s):
+                with attempt.phase("reset"):
+                    session = await self._env.open_session(episode.task.wire(), rules.options)
+                async with session:
+                    await self._act(attempt, session, episode, engine, rules)
+                    with attempt.phase("evaluate"):
+                        attempt.score = await session.evaluate()
         except ProblemError as error:
             problem = error.problem
+        except TimeoutError:
+            overdue = f"the episode was not over after {rules.timeout_s:g} s"
+            problem = ProblemError(ProblemCode.STEP_TIMEOUT, overdue).problem
         except EngineError as error:
             problem = ProblemError(ProblemCode.INTERNAL, f"engine: {error}").problem
         row = attempt.row

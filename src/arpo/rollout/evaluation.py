@@ -11,7 +11,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict
 
 from arpo.rollout.collect import Collector
-from arpo.rollout.scheduler import GroupScheduler
+from arpo.rollout.scheduler import Scheduler
 from arpo.tasks.model import Task
 from arpo.trajectory import Trajectory
 
@@ -71,7 +71,7 @@ async def evaluate(
             faults[trajectory.problem.code.value] += 1
         collector.on_trajectory(trajectory)
 
-    scheduler = GroupScheduler(tasks, label=label, group_size=repeats, max_retries=max_retries, seed=seed)
+    scheduler = Scheduler.of_set(tasks, label=label, group_size=repeats, max_retries=max_retries, seed=seed)
     groups = await replace(collector, on_trajectory=count).collect(scheduler)
     return EvaluationResult(
         policy_version=collector.engine.policy_version,

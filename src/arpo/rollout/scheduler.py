@@ -1,107 +1,392 @@
-"""Which episode runs next, and when a group closes. A pure state machine: it owns no tasks, sockets or clocks.
+"""Which episode runs next, when a group closes, and when a step has its batch. A pure state machine: it owns no tasks,
+sockets or clocks; whoever drives it tells it the time.
 
-Invariants: every episode handed out by `next` must be answered by exactly one `ended`; every group closes exactly
-once; a closed group holds only valid trajectories, at most n of them.
+Invariants
+- Every episode that `next` hands out is answered by exactly one `ended` or `withdrawn`, and is in no group but its own.
+- Every group that is opened leaves exactly once: in a batch, as a spare, or at the end unfinished. None is mixed with
+  another; a closed one holds only valid trajectories, one a place.
+- No trajectory in a batch was sampled by a policy older than `version` - `max_staleness`, by any of its tokens.
+- As long as episodes end, or are overdue and may be withdrawn, a step gets its batch.
+
+Why the third holds. Call v the version of the policy now, and the due date of a group the oldest version that sampled any
+of it plus `max_staleness`: it must be in the batch that is taken at that version, at the latest. At most
+(max_staleness + 1) · groups_per_step groups are in flight, so when all of them are due together there are just enough
+batches left; and a batch is taken only if, for every date d, no more than (d - v) · groups_per_step of the groups that
+stay behind are due by then. Otherwise the step waits for the older ones, while the desktops begin newer ones.
 """
 
 from __future__ import annotations
 
 import random
-from collections import deque
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections import Counter, deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from statistics import median
 
+from arpo.rollout.groups import Batch, Episode, Group, Pending
 from arpo.tasks.model import Task
 from arpo.trajectory import Trajectory
 
+_DURATIONS = 64
+"""The latest episodes whose durations say what an overdue one is."""
+_ENOUGH_DURATIONS = 8
+
 
 @dataclass(frozen=True)
-class Episode:
-    """What to run: one attempt at a task for one place in a group."""
+class SchedulerRules:
+    """How episodes are scheduled; the fields are those of `RolloutSection`, which explains them.
 
-    id: str
-    group_id: str
-    task: Task
+    groups_per_step: of which a batch consists. max_staleness: None: there is no bound, and no learner.
+    """
+
+    group_size: int
+    groups_per_step: int
+    max_retries: int
     seed: int
+    max_staleness: int | None = 0
+    oversample: int = 0
+    overdue_factor: float | None = None
+    early_close_share: float = 0.5
+    refill: int = 0
 
 
 @dataclass
-class Group:
-    """The trajectories of one task that share an advantage baseline.
+class _Running:
+    """An episode on a desktop. began: the version that sampled its first token, None before."""
 
-    retries: episodes that were run again because their environment failed. lost: places that stayed empty because
-    every retry failed too.
-    """
-
-    id: str
-    task: Task
-    size: int
-    places: dict[int, Trajectory] = field(default_factory=dict)
-    retries: int = 0
-    lost: int = 0
-
-    @property
-    def trajectories(self) -> list[Trajectory]:
-        """The valid ones in the order of their places, whichever ended first: replay and learner go by it."""
-        return [self.places[place] for place in sorted(self.places)]
-
-    @property
-    def closed(self) -> bool:
-        """All places are decided."""
-        return len(self.places) + self.lost >= self.size
+    group: Group
+    place: int
+    started: float
+    began: int | None = None
 
 
-class GroupScheduler:
-    """Hands out the episodes of a fixed set of groups, again where an environment fault made one invalid.
+class Scheduler:
+    """Hands out episodes of groups opened one after the other, and batches of closed groups.
 
-    Episode seeds depend on the seed, the group and the place alone, so a run repeats whatever the timing was.
+    tasks: of the groups to open, in order; may be endless. version: of the policy. batches: that will be taken; None: no
+    end is known. pending: groups of an earlier process
+    to begin with, with the trajectories that are there of each; first_number: of the first group after those.
+    learns: whether a closed group can teach anything (see `refill`).
+    Episode seeds depend on the seed, the group's number and task, and the place alone, so a run repeats whatever the
+    timing was.
     """
 
     def __init__(
-        self, tasks: Sequence[Task], *, label: str, group_size: int, max_retries: int, seed: int
+        self,
+        tasks: Iterator[Task],
+        rules: SchedulerRules,
+        *,
+        label: str,
+        version: int = 0,
+        batches: int | None = None,
+        pending: Sequence[tuple[int, Task, Sequence[Trajectory]]] = (),
+        first_number: int = 0,
+        learns: Callable[[Group], bool] = lambda group: True,
     ) -> None:
-        self.groups: dict[str, Group] = {}
-        self._max_retries = max_retries
-        self._seed = seed
-        self._waiting: deque[tuple[str, int, int]] = deque()
-        self._running: dict[str, tuple[str, int, int]] = {}
-        for index, task in enumerate(tasks):
-            group = Group(id=f"{label}/{index:03d}-{task.id}", task=task, size=group_size)
-            self.groups[group.id] = group
-            self._waiting.extend((group.id, place, 0) for place in range(group_size))
+        self._tasks = tasks
+        self._rules = rules
+        self._label = label
+        self._version = version
+        self._batches_left = batches
+        self._learns = learns
+        self._number = first_number
+        self._exhausted = False
+        self._learning = False
+        self._live: dict[str, Group] = {}
+        self._spare: list[Group] = []
+        self._refilled = 0
+        self._waiting: deque[tuple[Group, int]] = deque()
+        self._attempts: Counter[tuple[str, int]] = Counter()
+        self._running: dict[str, _Running] = {}
+        self._leaving: set[str] = set()
+        self._to_withdraw: list[str] = []
+        self._durations: deque[float] = deque(maxlen=_DURATIONS)
+        for number, task, trajectories in pending:
+            self._open(number, task, trajectories)
+
+    @classmethod
+    def of_set(
+        cls, tasks: Sequence[Task], *, label: str, group_size: int, max_retries: int, seed: int
+    ) -> Scheduler:
+        """One batch, of a group for every task, whatever policy samples them: an evaluation."""
+        rules = SchedulerRules(group_size, len(tasks), max_retries, seed, max_staleness=None)
+        return cls(iter(tasks), rules, label=label, batches=1)
 
     @property
-    def done(self) -> bool:
-        """Every group is closed."""
-        return not self._waiting and not self._running
+    def version(self) -> int:
+        """Of the policy that samples now."""
+        return self._version
 
     @property
-    def total(self) -> int:
-        """Places in all groups."""
-        return sum(group.size for group in self.groups.values())
+    def running(self) -> int:
+        """Episodes that were handed out and have not ended."""
+        return len(self._running)
 
-    def next(self) -> Episode | None:
-        """The next episode to run, or None when nothing waits (others may still run)."""
-        if not self._waiting:
+    @property
+    def groups(self) -> list[Group]:
+        """Those that are open, or closed and in no batch yet."""
+        return list(self._live.values())
+
+    @property
+    def first_number(self) -> int:
+        """The number of the next group that is opened."""
+        return self._number
+
+    def pending(self) -> list[Pending]:
+        """What a checkpoint needs to go on with the groups in flight."""
+        return [
+            Pending(g.number, g.task.id, tuple(t.episode_id for t in g.trajectories))
+            for g in self._live.values()
+        ]
+
+    def next(self, now: float) -> Episode | None:
+        """The next episode to run, or None when there is nothing to do now. now: in seconds, from any beginning.
+
+        Places of older groups come first, and in them those whose environment failed; then a new group is opened.
+        """
+        if not self._waiting and not self._open_next():
             return None
-        group_id, place, attempt = self._waiting.popleft()
-        episode_id = f"{group_id}/{place}" + (f"-retry{attempt}" if attempt else "")
-        self._running[episode_id] = (group_id, place, attempt)
-        seed = random.Random(f"{self._seed}/{group_id}/{place}/{attempt}").getrandbits(48)  # noqa: S311 - not a secret
-        return Episode(id=episode_id, group_id=group_id, task=self.groups[group_id].task, seed=seed)
+        group, place = self._waiting.popleft()
+        attempt = self._attempts[group.id, place]
+        episode_id = f"{group.id}/{place}" + (f"-retry{attempt}" if attempt else "")
+        self._running[episode_id] = _Running(group, place, started=now)
+        seed = random.Random(f"{self._rules.seed}/{group.id}/{place}/{attempt}").getrandbits(48)  # noqa: S311 - no secret
+        return Episode(id=episode_id, group_id=group.id, task=group.task, seed=seed)
+
+    def began(self, episode_id: str) -> None:
+        """Its first token is about to be sampled, by the policy as it is now. Raises KeyError when it is not running."""
+        self._running[episode_id].began = self._version
 
     def ended(self, trajectory: Trajectory) -> Group | None:
         """Take an episode's trajectory; returns its group if that closed it.
 
         Raises KeyError for an episode that is not running.
         """
-        group_id, place, attempt = self._running.pop(trajectory.episode_id)
-        group = self.groups[group_id]
+        running = self._running.pop(trajectory.episode_id)
+        group, place = running.group, running.place
+        if trajectory.episode_id in self._leaving:
+            self._leaving.remove(trajectory.episode_id)
+            return None
         if trajectory.valid:
             group.places[place] = trajectory
-        elif attempt < self._max_retries:
+            self._durations.append(trajectory.duration_s)
+        else:
+            self._again(group, place)
+        if not group.closed:
+            return None
+        self._closed(group)
+        return group
+
+    def withdrawn(self, episode_id: str) -> None:
+        """An episode of `withdrawals` was stopped. Raises KeyError when it is not running or was to go on."""
+        self._leaving.remove(episode_id)
+        del self._running[episode_id]
+
+    def withdrawals(self) -> list[str]:
+        """Episodes that nobody waits for any more and that are to be stopped; each is named once."""
+        stopped, self._to_withdraw = self._to_withdraw, []
+        return [episode_id for episode_id in stopped if episode_id in self._running]
+
+    def pushed(self, version: int) -> None:
+        """The engine has a newer policy. Raises ValueError when it is older."""
+        if version < self._version:
+            raise ValueError(f"version {version} pushed after {self._version}")
+        self._version = version
+        self._learning = False
+
+    def take(self, now: float) -> Batch | None:
+        """The batch of the next step, or None as long as there is none. Groups that are in it have left.
+
+        A learner takes its next batch when it has pushed what it made of the last one; there is none before.
+        """
+        if self._learning:
+            return None
+        batch = self._chosen()
+        if batch is None and self._close_early(now):
+            batch = self._chosen()
+        if batch is None:
+            return None
+        for group in [*batch, *self._overtaken(batch)]:
+            self._leave(group)
+        self._learning = self._rules.max_staleness is not None
+        if self._batches_left is not None:
+            self._batches_left -= 1
+        spare, self._spare, self._refilled = self._spare, [], 0
+        return Batch(groups=sorted(batch, key=_number), spare=sorted(spare, key=_number))
+
+    def overdue_at(self, now: float) -> float | None:
+        """When a group that holds the step up can be closed early, if nothing ends before; None: that is never."""
+        limit = self._overdue_s()
+        if limit is None:
+            return None
+        return min(
+            (r.started + limit for r in self._running.values() if r.started + limit > now), default=None
+        )
+
+    # --- groups ---
+
+    @property
+    def _most(self) -> int:
+        """Groups that may be in flight; the batch that the learner has in hand counts as one."""
+        rules = self._rules
+        batches = 1 + (rules.max_staleness or 0) - self._learning
+        if self._batches_left is not None:
+            batches = min(batches, self._batches_left)
+        return batches * rules.groups_per_step + rules.oversample if batches else 0
+
+    def _open_next(self) -> bool:
+        if len(self._live) >= self._most or self._exhausted:
+            return False
+        task = next(self._tasks, None)
+        if task is None:
+            self._exhausted = True
+            return False
+        self._open(self._number, task, ())
+        self._number += 1
+        return True
+
+    def _open(self, number: int, task: Task, trajectories: Sequence[Trajectory]) -> None:
+        group = Group(
+            id=f"{self._label}/{number:06d}-{task.id}", number=number, task=task, size=self._rules.group_size
+        )
+        self._live[group.id] = group
+        group.places.update(_places(group, trajectories))
+        self._waiting.extend((group, place) for place in range(group.size) if place not in group.places)
+
+    def _again(self, group: Group, place: int) -> None:
+        """Run a place again, if the group has retries left."""
+        if group.retries < self._rules.max_retries * group.size:
             group.retries += 1
-            self._waiting.appendleft((group_id, place, attempt + 1))
+            self._attempts[group.id, place] += 1
+            self._waiting.appendleft((group, place))
         else:
             group.lost += 1
-        return group if group.closed else None
+
+    def _closed(self, group: Group) -> None:
+        """A group that teaches nothing makes room for another one, `refill` times a step."""
+        if self._refilled < self._rules.refill and not self._learns(group):
+            self._refilled += 1
+            self._spare.append(group)
+            self._leave(group)
+
+    def _leave(self, group: Group) -> None:
+        """The group is in flight no more; its episodes that still run are for nothing."""
+        del self._live[group.id]
+        self._stop(group)
+
+    def _stop(self, group: Group) -> None:
+        self._waiting = deque(entry for entry in self._waiting if entry[0] is not group)
+        for episode_id, running in self._running.items():
+            if running.group is group and episode_id not in self._leaving:
+                self._leaving.add(episode_id)
+                self._to_withdraw.append(episode_id)
+
+    # --- batches ---
+
+    def _due(self, group: Group) -> float:
+        """The version at which the group must be taken at the latest; infinite before anything of it was sampled."""
+        ahead = self._rules.max_staleness
+        if ahead is None:
+            return float("inf")
+        sampled = [t.policy_version for t in group.places.values() if t.turns]
+        sampled += [
+            r.began
+            for episode_id, r in self._running.items()
+            if r.group is group and r.began is not None and episode_id not in self._leaving
+        ]
+        return min(sampled) + ahead if sampled else float("inf")
+
+    def _dues(self) -> Mapping[str, float]:
+        return {group.id: self._due(group) for group in self._live.values()}
+
+    def _chosen(self) -> list[Group] | None:
+        """A batch that leaves no group behind that would then be too old; of those, the one with the oldest groups."""
+        due = self._dues()
+        closed = [group for group in self._live.values() if group.closed]
+        # one that has nothing is no better later, and must not take the place of one that could be opened
+        closed.sort(key=lambda group: (bool(group.places), due[group.id], group.number))
+        batch = closed[: self._rules.groups_per_step]
+        if len(batch) < self._rules.groups_per_step and not (self._finished and batch):
+            return None
+        left = [due[group.id] for group in self._live.values() if group not in batch]
+        return batch if self._in_time(left) else None
+
+    @property
+    def _finished(self) -> bool:
+        """No group is open, and none will be."""
+        return self._exhausted and all(group.closed for group in self._live.values())
+
+    def _in_time(self, left: Sequence[float]) -> bool:
+        """Whether groups with these due dates can all be taken in time, in batches after the present one.
+
+        As many may be left behind for good as were opened beyond need.
+        """
+        late = 0
+        for place, due in enumerate(sorted(left)):
+            batches = due - self._version
+            if batches < float("inf") and place - late >= batches * self._rules.groups_per_step:
+                late += 1
+        return late <= self._rules.oversample
+
+    def _overtaken(self, batch: Sequence[Group]) -> list[Group]:
+        """Groups that are too old after this batch, of which `oversample` allows some; the closed ones become spare."""
+        due = self._dues()
+        late = [g for g in self._live.values() if g not in batch and due[g.id] <= self._version]
+        self._spare += [group for group in late if group.closed]
+        return late
+
+    # --- overdue episodes ---
+
+    def _overdue_s(self) -> float | None:
+        """From which age on an episode is overdue; None as long as nobody can tell."""
+        factor = self._rules.overdue_factor
+        if factor is None or len(self._durations) < _ENOUGH_DURATIONS:
+            return None
+        return factor * median(self._durations)
+
+    def _close_early(self, now: float) -> bool:
+        """Close the groups that alone hold the step up, if they wait only for overdue episodes; whether that was so.
+
+        A group goes with the trajectories that it has, if they are `early_close_share` of its places; else the overdue
+        episodes are run again.
+        """
+        limit = self._overdue_s()
+        if limit is None:
+            return False
+        due = self._dues()
+        oldest = sorted(self._live.values(), key=lambda group: (due[group.id], group.number))
+        needed = self._rules.groups_per_step
+        holding_up = [group for group in oldest[:needed] if not group.closed]
+        if not holding_up or sum(g.closed for g in self._live.values()) + len(holding_up) < needed:
+            return False
+        waited_for = {
+            group.id: [
+                r for name, r in self._running.items() if r.group is group and name not in self._leaving
+            ]
+            for group in holding_up
+        }
+        if any(group in holding_up for group, _ in self._waiting) or any(
+            now - running.started < limit for of_group in waited_for.values() for running in of_group
+        ):
+            return False
+        for group in holding_up:
+            self._stop(group)
+            enough = len(group.places) >= self._rules.early_close_share * group.size
+            for running in waited_for[group.id]:
+                if enough:
+                    group.lost += 1
+                else:
+                    self._again(group, running.place)
+            if group.closed:
+                self._closed(group)
+        return True
+
+
+def _number(group: Group) -> int:
+    return group.number
+
+
+def _places(group: Group, trajectories: Sequence[Trajectory]) -> Mapping[int, Trajectory]:
+    """Recorded trajectories of a group by the places that their ids name."""
+    prefix = f"{group.id}/"
+    return {int(t.episode_id.removeprefix(prefix).partition("-")[0]): t for t in trajectories}

@@ -60,6 +60,7 @@ class Assembly:
             concurrency=config.env.desktops,
             on_trajectory=on_trajectory,
             after_fault=partial(self.env.wait_ready, config.env.outage_s),
+            adaptive=config.rollout.adaptive_concurrency,
         )
 
     def rules(self, temperature: float) -> EpisodeRules:
@@ -73,6 +74,7 @@ class Assembly:
                 top_p=config.engine.top_p,
                 max_new_tokens=config.engine.max_new_tokens,
             ),
+            timeout_s=config.rollout.episode_timeout_s,
             options=SessionOptions(idle_timeout_s=config.env.idle_timeout_s, client_id=config.run.name),
         )
 

@@ -4,24 +4,29 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from statistics import fmean
+from typing import Any
 
 from arpo.config.model import Config
-from arpo.rollout.scheduler import Group
+from arpo.rollout.groups import Batch
+from arpo.rollout.usage import Utilisation
 from arpo.trainer.state import Progress
+from arpo.trajectory import GroupMember
 
 
 def step_metrics(
     config: Config,
     progress: Progress,
-    groups: Sequence[Group],
+    batch: Batch,
     replay: Mapping[str, float],
     learned: Mapping[str, float],
     seconds: Mapping[str, float],
+    utilisation: Utilisation,
 ) -> dict[str, float]:
-    """The row of the step that `progress` has just finished. seconds: by part of the step, `rollout` among them."""
+    """The row of the step that `progress` has just finished. seconds: by part of it. utilisation: since the last one."""
+    groups = batch.groups
     valid = [t for group in groups for t in group.trajectories]
-    busy = sum(t.duration_s for t in valid)
-    capacity = config.env.desktops * seconds["rollout"]
+    # learned from by the version before the one that the step made
+    ages = [progress.policy_version - 1 - t.policy_version for t in valid]
     return {
         "step": progress.step,
         "policy_version": progress.policy_version,
@@ -31,14 +36,37 @@ def step_metrics(
         "rollout/reward": fmean(t.reward(config.learner.format_coef) for t in valid),
         "rollout/retries": sum(group.retries for group in groups),
         "rollout/lost": sum(group.lost for group in groups),
+        "rollout/spare_groups": len(batch.spare),
         "rollout/turns": fmean(len(t.turns) for t in valid),
         "rollout/format_errors": sum(t.format < 0 for t in valid),
-        "rollout/env_utilisation": busy / capacity if capacity else 0.0,
+        "rollout/staleness_mean": fmean(ages),
+        "rollout/staleness_max": max(ages),
+        "rollout/env_utilisation": utilisation.desktops,
+        "rollout/engine_utilisation": utilisation.engine,
+        "rollout/engine_requests": utilisation.requests,
         **{f"replay/{key}": value for key, value in replay.items()},
         "checkpoint/damaged": progress.damaged_checkpoints,
         **learned,
         **{f"seconds/{key}": value for key, value in seconds.items()},
         "seconds/step": sum(seconds.values()),
+    }
+
+
+def batch_record(step: int, members: Sequence[Sequence[GroupMember]], batch: Batch) -> dict[str, Any]:
+    """The line of `batches.jsonl` for a step: the episodes that it learned from, replayed ones apart, and those it did not.
+
+    An episode's id names its group; a replayed one took the place of a failure.
+    """
+    return {
+        "step": step,
+        "groups": [
+            {
+                "episodes": [m.trajectory.episode_id for m in group if not m.replayed],
+                "replayed": [m.trajectory.episode_id for m in group if m.replayed],
+            }
+            for group in members
+        ],
+        "spare": [t.episode_id for group in batch.spare for t in group.trajectories],
     }
 
 

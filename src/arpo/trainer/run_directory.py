@@ -1,6 +1,6 @@
 """The run directory: everything a run leaves behind, and nothing anywhere else.
 
-    config.yaml  config_changes.jsonl  metrics.jsonl  trajectories/  screenshots/  replay/  checkpoints/
+    config.yaml  config_changes.jsonl  metrics.jsonl  batches.jsonl  trajectories/  screenshots/  replay/  checkpoints/
     faults.jsonl  evaluations/  summary.json
 
 Invariant: one process at a time owns a run directory (an advisory lock that dies with the process).
@@ -13,7 +13,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from pathlib import Path
 from typing import IO, Any, Self
 
@@ -92,13 +92,17 @@ class RunDirectory:
         lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
         return [f"after step {row['step']}: {row['change']}" for row in map(json.loads, lines)]
 
-    def forget_after(self, step: int) -> None:
-        """Drop what a run that goes on from a step will make again; trajectories and faults are kept for people."""
-        path = self.root / "metrics.jsonl"
-        if path.exists():
-            kept = [line for line in path.read_text().splitlines() if _step(line) <= step]
-            write_atomic(path, "".join(line + "\n" for line in kept).encode())
-        self.trajectories.abandon_after(step)
+    def forget_after(self, step: int, ended: Set[str] = frozenset()) -> None:
+        """Drop what a run that goes on from a step will make again; trajectories and faults are kept for people.
+
+        ended: ids of episodes that need not be run again.
+        """
+        for name in ("metrics.jsonl", "batches.jsonl"):
+            path = self.root / name
+            if path.exists():
+                kept = [line for line in path.read_text().splitlines() if _step(line) <= step]
+                write_atomic(path, "".join(line + "\n" for line in kept).encode())
+        self.trajectories.abandon_after(step, ended)
         for evaluation in self.root.glob("evaluations/step-*.json"):
             if int(evaluation.stem.removeprefix("step-")) > step:
                 evaluation.unlink()
@@ -112,6 +116,10 @@ class RunDirectory:
     def metrics(self, record: dict[str, Any]) -> None:
         """Append one line to `metrics.jsonl`."""
         self._append("metrics.jsonl", record)
+
+    def batch(self, record: dict[str, Any]) -> None:
+        """Append one line to `batches.jsonl`: which episodes a step learned from."""
+        self._append("batches.jsonl", record)
 
     def fault(self, step: int, trajectory: Trajectory) -> None:
         """Append an invalid episode to `faults.jsonl`."""

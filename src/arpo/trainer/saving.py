@@ -19,7 +19,7 @@ from arpo.learner.checkpointer import Checkpointer
 from arpo.learner.lead import LeadLearner
 from arpo.policy.load import Policy
 from arpo.replay.buffer import ReplayBuffer
-from arpo.trainer.cursor import TaskCursor
+from arpo.trainer.schedule import Schedule
 from arpo.trainer.state import Progress
 from arpo.trainer.stop import Stop
 
@@ -34,7 +34,7 @@ class Saver:
         learner: LeadLearner,
         replay: ReplayBuffer,
         policy: Policy,
-        cursor: TaskCursor,
+        schedule: Schedule,
         rng: random.Random,
         say: Callable[[str], None],
     ) -> None:
@@ -42,7 +42,7 @@ class Saver:
         self._learner = learner
         self._replay = replay
         self._policy = policy
-        self._cursor = cursor
+        self._schedule = schedule
         self._rng = rng
         self._say = say
         self._unsaved: tuple[int, dict[str, Any]] | None = None
@@ -52,10 +52,10 @@ class Saver:
         self._unsaved = None
 
     def finished(self, progress: Progress) -> None:
-        """Call it when a step is whole: the next one moves the task cursor and counts faults long before it begins."""
+        """Call it when a step is whole: the next one opens groups and counts faults long before it begins."""
         state = {
             "progress": progress.model_dump(),
-            "cursor": self._cursor.state(),
+            "schedule": self._schedule.state(),
             "rng": self._rng.getstate(),
         }
         self._unsaved = progress.step, checkpoint.capture(state)
@@ -105,7 +105,7 @@ class Saver:
     def restore(self, saved: Checkpoint) -> Progress:
         """Go back to a checkpoint. Raises CheckpointError when it cannot be loaded."""
         state = checkpoint.load(saved, learner=self._learner, replay=self._replay)
-        self._cursor.restore(state["cursor"])
+        self._schedule.restore(state["schedule"])
         version, words, gauss = state["rng"]
         self._rng.setstate((version, tuple(words), gauss))
         self._say(f"resuming from {saved}")

@@ -9,12 +9,13 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, nullcontext
 
 from arpo.checkpoints import folders
 from arpo.checkpoints.folders import Checkpoint
 from arpo.config.model import Config
+from arpo.learner.checkpoint import read_state
 from arpo.learner.checkpointer import Checkpointer
 from arpo.learner.lead import LeadLearner
 from arpo.protocol.problems import ArpoError, ConfigError
@@ -22,17 +23,18 @@ from arpo.replay import ReplayBuffer, ReplayError
 from arpo.replay.dataset import Dataset
 from arpo.replay.intake import take_in
 from arpo.replay.tokenizer import tokenizer_fingerprint
+from arpo.rollout.collect import Rollouts
 from arpo.rollout.evaluation import EvaluationResult
-from arpo.rollout.scheduler import Group, GroupScheduler
-from arpo.tasks.model import Task
+from arpo.rollout.groups import Batch, Group
+from arpo.rollout.usage import Utilisation
 from arpo.trainer.assembly import Assembly, assemble
 from arpo.trainer.checkpoints import evaluated, newest_to_resume
-from arpo.trainer.cursor import TaskCursor
-from arpo.trainer.metrics import step_metrics, warnings
+from arpo.trainer.metrics import batch_record, step_metrics, warnings
 from arpo.trainer.progress import Reporter
 from arpo.trainer.ranks import leading
 from arpo.trainer.run_directory import RunDirectory
 from arpo.trainer.saving import Saver
+from arpo.trainer.schedule import Schedule, ended_episodes, pending_groups
 from arpo.trainer.state import Progress, WarmStart
 from arpo.trainer.stop import Stop
 from arpo.trainer.summary import Summary, missing_stages
@@ -67,23 +69,27 @@ async def train(config: Config, reporter: Reporter, stop: Stop | None = None) ->
                     await trainer.save()
                 await trainer.evaluate_if_due(progress)
 
-                while progress.step < config.trainer.max_steps:
-                    clock = time.monotonic()
-                    step = progress.step + 1
-                    tasks = trainer.cursor.take(config.trainer.tasks_per_step)
-                    groups = await trainer.rollout(progress, tasks, step)
-                    collected = time.monotonic()
-                    with stop.held_off():
-                        learned = await trainer.learn(groups, step)
-                        progress.step, progress.policy_version = step, progress.policy_version + 1
-                        await trainer.publish(progress)
+                async with trainer.rollouts(progress) as rollouts:
+                    while progress.step < config.trainer.max_steps:
+                        clock = time.monotonic()
+                        step = progress.step + 1
+                        batch = await trainer.batch(progress, rollouts, step)
+                        collected = time.monotonic()
+                        with stop.held_off():
+                            learned = await trainer.learn(batch, step)
+                            progress.step, progress.policy_version = step, progress.policy_version + 1
+                            await trainer.publish(progress)
+                            rollouts.pushed(progress.policy_version)
 
-                        seconds = {"rollout": collected - clock, "learn": time.monotonic() - collected}
-                        trainer.record(progress, groups, learned, seconds)
-                        trainer.saver.finished(progress)
-                        if step % config.trainer.checkpoint_every == 0 or step == config.trainer.max_steps:
-                            await trainer.save()
-                    await trainer.evaluate_if_due(progress)
+                            seconds = {"rollout": collected - clock, "learn": time.monotonic() - collected}
+                            trainer.record(progress, batch, learned, seconds, rollouts.usage.utilisation())
+                            trainer.saver.finished(progress)
+                            if (
+                                step % config.trainer.checkpoint_every == 0
+                                or step == config.trainer.max_steps
+                            ):
+                                await trainer.save()
+                        await trainer.evaluate_if_due(progress, rollouts)
 
                 after = await trainer.evaluate(progress, "after") if config.trainer.eval_after else None
             return trainer.summarise(progress, after, time.monotonic() - started)
@@ -118,7 +124,8 @@ def open_run(config: Config, run: RunDirectory, reporter: Reporter) -> tuple[Che
     newest, damaged = newest_to_resume(run.root, reporter.say)
     for difference in run.keep_config(config, newest.step if newest else 0):
         reporter.say(f"changed since this run's last start: {difference}")
-    run.forget_after(newest.step if newest else -1)
+    in_flight = pending_groups(read_state(newest)["schedule"]) if newest else []
+    run.forget_after(newest.step if newest else -1, ended_episodes(in_flight))
     return newest, damaged
 
 
@@ -139,12 +146,14 @@ class Trainer:
         config = parts.config
         self.parts = parts
         self.config = config
-        self.cursor = TaskCursor(parts.tasks, config.run.seed)
         self.replay = ReplayBuffer(config.replay, parts.run.replay.rows)
         self.tokenizer = tokenizer_fingerprint(parts.policy.tokenizer.backend_tokenizer.to_str())
         parts.run.replay.record_tokenizer(self.tokenizer)
         self.rng = random.Random(f"{config.run.seed}/replay")  # noqa: S311 - not a secret
         self.learner = learner
+        self.schedule = Schedule(config, parts.tasks, parts.run.trajectories, self.teaches)
+        self._count: Callable[[Trajectory], None] = lambda trajectory: None
+        self._collecting = 0
         root = parts.run.root
         self.saver = Saver(
             Checkpointer(
@@ -155,7 +164,7 @@ class Trainer:
             learner=self.learner,
             replay=self.replay,
             policy=parts.policy,
-            cursor=self.cursor,
+            schedule=self.schedule,
             rng=self.rng,
             say=parts.reporter.say,
         )
@@ -249,42 +258,53 @@ class Trainer:
         """Give the engine the learner's weights as the policy version that the run is at."""
         await self.parts.engine.push(self.learner.weights(), progress.policy_version)
 
-    async def rollout(self, progress: Progress, tasks: Sequence[Task], step: int) -> list[Group]:
-        """The groups of a step. Raises ArpoError when not one episode could be completed."""
-        parts, config = self.parts, self.config
-        scheduler = GroupScheduler(
-            tasks,
-            label=f"step-{step:06d}",
-            group_size=config.rollout.group_size,
-            max_retries=config.rollout.max_retries,
-            seed=config.run.seed,
-        )
+    @asynccontextmanager
+    async def rollouts(self, progress: Progress) -> AsyncIterator[Rollouts]:
+        """The desktops at work, from where the run stands; the trajectories are kept as they end."""
+        parts = self.parts
+        self._collecting = progress.step + 1
 
         def keep(trajectory: Trajectory) -> None:
-            parts.run.trajectories.append(step, trajectory)
-            count(trajectory)
+            parts.run.trajectories.append(self._collecting, trajectory)
+            self._count(trajectory)
 
+        collector = parts.collector(temperature=self.config.engine.temperature, on_trajectory=keep)
+        left = self.config.trainer.max_steps - progress.step
+        async with collector.running(self.schedule.begin(progress.policy_version, left)) as rollouts:
+            yield rollouts
+
+    async def batch(self, progress: Progress, rollouts: Rollouts, step: int) -> Batch:
+        """The groups of a step. Raises ArpoError when not one episode could be completed."""
+        config = self.config
+        total = config.trainer.tasks_per_step * config.rollout.group_size
         title = f"step {step}/{config.trainer.max_steps} rollouts"
-        with watching(parts, progress, step, title, scheduler.total) as count:
-            groups = await parts.collector(temperature=config.engine.temperature, on_trajectory=keep).collect(
-                scheduler
-            )
-        if not any(group.trajectories for group in groups):
+        with watching(self.parts, progress, step, title, total) as self._count:
+            batch = await rollouts.batch()
+        self._collecting = step + 1
+        if not any(group.trajectories for group in batch.groups):
             raise ArpoError(
-                f"step {step}: none of {scheduler.total} episodes could be completed, retries included "
-                f"(reasons: {parts.run.root}/faults.jsonl); started again, the run goes on from its newest checkpoint"
+                f"step {step}: none of {total} episodes could be completed, retries included "
+                f"(reasons: {self.parts.run.root}/faults.jsonl); started again, the run goes on from its newest checkpoint"
             )
-        return groups
+        return batch
 
-    async def learn(self, groups: Sequence[Group], step: int) -> dict[str, float]:
+    def teaches(self, group: Group) -> bool:
+        """Whether the learner can tell good from bad in a closed group: rewards differ, or replay will see to that."""
+        rewards = {t.reward(self.config.learner.format_coef) for t in group.trajectories}
+        return len(rewards) > 1 or self.replay.injects(group.trajectories)
+
+    async def learn(self, batch: Batch, step: int) -> dict[str, float]:
         """Apply the replay rule to the groups, then take the learner's step; returns its metrics."""
         self.saver.begun()
-        batch = [
+        members = [
             self.replay.close_group(group.trajectories, self.rng, step=step)
-            for group in groups
+            for group in batch.groups
             if group.trajectories
         ]
-        return await asyncio.to_thread(self.learner.step, batch, self.parts.run.screenshots.get)
+        for group in batch.spare:
+            self.replay.store(group.trajectories, step=step)
+        self.parts.run.batch(batch_record(step, members, batch))
+        return await asyncio.to_thread(self.learner.step, members, self.parts.run.screenshots.get)
 
     async def evaluate(self, progress: Progress, label: str) -> EvaluationResult:
         """Evaluate the engine's policy on the evaluation tasks."""
@@ -293,25 +313,36 @@ class Trainer:
         self.parts.reporter.say(f"evaluation {label}: {shown} over {result.episodes} episodes")
         return result
 
-    async def evaluate_if_due(self, progress: Progress) -> None:
-        """The evaluation that `eval_every` asks for here, unless it was made before the run was interrupted."""
+    async def evaluate_if_due(self, progress: Progress, rollouts: Rollouts | None = None) -> None:
+        """The evaluation that `eval_every` asks for here, unless it was made before the run was interrupted.
+
+        rollouts: that have the desktops, and make room for it.
+        """
         section, label = self.config.trainer, f"step-{progress.step:06d}"
         if not section.eval_every or not progress.step or progress.step % section.eval_every:
             return
         followed_by_after = section.eval_after and progress.step >= section.max_steps
         if not followed_by_after and not self.parts.run.evaluation(label).exists():
-            await self.evaluate(progress, label)
+            async with rollouts.paused() if rollouts else nullcontext():
+                await self.evaluate(progress, label)
 
     def record(
         self,
         progress: Progress,
-        groups: Sequence[Group],
+        batch: Batch,
         learned: dict[str, float],
         seconds: dict[str, float],
+        utilisation: Utilisation,
     ) -> None:
         """One line of `metrics.jsonl`, and one for the person watching."""
         row = step_metrics(
-            self.config, progress, groups, self.replay.metrics(progress.policy_version), learned, seconds
+            self.config,
+            progress,
+            batch,
+            self.replay.metrics(progress.policy_version),
+            learned,
+            seconds,
+            utilisation,
         )
         progress.per_step.append(row)
         self.parts.run.metrics(row)

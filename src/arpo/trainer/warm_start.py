@@ -22,7 +22,7 @@ from arpo.replay.dataset import Dataset
 from arpo.rollout.collect import Collector
 from arpo.rollout.demonstration import ScriptedEngine
 from arpo.rollout.row import Encoder
-from arpo.rollout.scheduler import GroupScheduler
+from arpo.rollout.scheduler import Scheduler
 from arpo.tasks.demonstration import Demonstration
 from arpo.tasks.model import Task
 from arpo.tasks.sets import Suite
@@ -58,7 +58,7 @@ async def record_demonstrations(
             collector.on_trajectory(scripted)
 
         engine = ScriptedEngine(demonstration, encoder, profile, screen)
-        scheduler = GroupScheduler([task], label="demo", group_size=1, max_retries=max_retries, seed=0)
+        scheduler = Scheduler.of_set([task], label="demo", group_size=1, max_retries=max_retries, seed=0)
         async with gate:
             await replace(collector, engine=engine, concurrency=1, on_trajectory=keep).collect(scheduler)
         return attempts[-1]

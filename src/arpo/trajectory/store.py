@@ -6,7 +6,8 @@ Screenshots are content-addressed: one file a distinct picture, named by its sha
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator
+import json
+from collections.abc import Callable, Iterator, Set
 from pathlib import Path
 
 from pydantic import ValidationError
@@ -48,13 +49,43 @@ class TrajectoryLog:
     def __init__(self, root: Path) -> None:
         self.root = root
 
-    def abandon_after(self, step: int) -> None:
-        """Keep the files of later steps, which will be taken again, aside as `step-N.abandoned-K.jsonl`."""
-        for path in sorted(self.root.glob("step-*.jsonl")):
-            number = path.stem.removeprefix("step-")
-            if number.isdecimal() and int(number) > step:
-                aside = len(list(self.root.glob(f"{path.stem}.abandoned-*.jsonl"))) + 1
-                path.rename(path.with_name(f"{path.stem}.abandoned-{aside}.jsonl"))
+    def abandon_after(self, step: int, keep: Set[str] = frozenset()) -> None:
+        """Keep the lines of later steps, which will be taken again, aside in `step-N.abandoned-K.jsonl`.
+
+        keep: ids of the episodes whose lines stay: they ended before the state that the run goes on from.
+        """
+        for path in self._files():
+            if int(path.stem.removeprefix("step-")) <= step:
+                continue
+            lines = path.read_bytes().splitlines(keepends=True)
+            stays = [line for line in lines if _episode_id(line) in keep]
+            if len(stays) == len(lines):
+                continue
+            aside = len(list(self.root.glob(f"{path.stem}.abandoned-*.jsonl"))) + 1
+            # the copy first: a kill in between leaves a line twice, never nowhere
+            gone = path.with_name(f"{path.stem}.abandoned-{aside}.jsonl")
+            write_atomic(gone, b"".join(line for line in lines if line not in stays))
+            if stays:
+                write_atomic(path, b"".join(stays))
+            else:
+                path.unlink()
+
+    def find(self, episode_ids: Set[str]) -> dict[str, Trajectory]:
+        """The recorded trajectories with these ids that are there; the latest of an id. Raises ArpoError as `read` does."""
+        missing, found = set(episode_ids), {}
+        for path in reversed(self._files()):
+            if not missing:
+                break
+            for trajectory in self.read(int(path.stem.removeprefix("step-"))):
+                if trajectory.episode_id in missing:
+                    found[trajectory.episode_id] = trajectory
+            missing -= found.keys()
+        return found
+
+    def _files(self) -> list[Path]:
+        return sorted(
+            path for path in self.root.glob("step-*.jsonl") if path.stem.removeprefix("step-").isdecimal()
+        )
 
     def append(self, step: int, trajectory: Trajectory) -> None:
         """Append to the file of a training step."""
@@ -82,3 +113,11 @@ class TrajectoryLog:
 
     def _file(self, step: int) -> Path:
         return self.root / f"step-{step:06d}.jsonl"
+
+
+def _episode_id(line: bytes) -> str | None:
+    """The id of a line of the log; None for one that a kill has cut short."""
+    try:
+        return str(json.loads(line)["episode_id"])
+    except (ValueError, KeyError, TypeError):
+        return None

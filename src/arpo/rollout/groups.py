@@ -1,0 +1,70 @@
+"""What the scheduler hands out and gets back: episodes, the groups they belong to, the batches that a step learns from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from arpo.tasks.model import Task
+from arpo.trajectory import Trajectory
+
+
+@dataclass(frozen=True)
+class Episode:
+    """What to run: one attempt at a task for one place in a group."""
+
+    id: str
+    group_id: str
+    task: Task
+    seed: int
+
+
+@dataclass
+class Group:
+    """The trajectories of one task that share an advantage baseline.
+
+    number: in the order in which groups were opened, which is that of the tasks. places: valid trajectories by place.
+    retries: episodes that were run again because their environment failed. lost: places that stay empty, because the
+    retries of the group are used up or because it was closed early.
+    """
+
+    id: str
+    number: int
+    task: Task
+    size: int
+    places: dict[int, Trajectory] = field(default_factory=dict)
+    retries: int = 0
+    lost: int = 0
+
+    @property
+    def trajectories(self) -> list[Trajectory]:
+        """The valid ones in the order of their places, whichever ended first: replay and learner go by it."""
+        return [self.places[place] for place in sorted(self.places)]
+
+    @property
+    def closed(self) -> bool:
+        """All places are decided."""
+        return len(self.places) + self.lost >= self.size
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What one step learns from.
+
+    groups: in the order in which they were opened. spare: groups that closed and are not learned from (their scores
+    say nothing, or another group was faster); their successes are as good for the replay buffer as any.
+    """
+
+    groups: list[Group]
+    spare: list[Group] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Pending:
+    """A group that has been opened and not been learned from: what a checkpoint keeps of it.
+
+    number, task_id: of the group. ended: ids of its valid episodes, which are in the trajectory log.
+    """
+
+    number: int
+    task_id: str
+    ended: tuple[str, ...]
