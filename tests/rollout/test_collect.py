@@ -105,12 +105,11 @@ def test_nobody_runs_a_lost_episode_again_before_the_env_server_is_back(tmp_path
         assert len(ended) == 6
         assert not any("retry" in t.episode_id for t in ended)
         back.set()
-        await work
+        assert [len(g.trajectories) for g in await work] == [2, 2, 2]
         assert "retry" in ended[-1].episode_id
 
     groups = scheduler(tasks=3, size=2, retries=3)
     with_collector(tmp_path, Script(evaluate=scripted([BROKEN, 1.0])), story)
-    assert [len(g.trajectories) for g in result] == [2, 2, 2]
 
 
 def test_a_bug_ends_the_collection_as_itself_and_gives_every_desktop_back(tmp_path) -> None:

@@ -54,6 +54,7 @@ class SchedulerRules:
 class _Running:
     """An episode on a desktop. began: the version that sampled its first token, None before."""
 
+    id: str
     group: Group
     place: int
     started: float
@@ -125,7 +126,7 @@ class Scheduler:
     @property
     def groups(self) -> list[Group]:
         """Those that are open, or closed and in no batch yet."""
-        return list(self._live.values())
+        return [*self._live.values(), *self._spare]
 
     @property
     def first_number(self) -> int:
@@ -149,7 +150,7 @@ class Scheduler:
         group, place = self._waiting.popleft()
         attempt = self._attempts[group.id, place]
         episode_id = f"{group.id}/{place}" + (f"-retry{attempt}" if attempt else "")
-        self._running[episode_id] = _Running(group, place, started=now)
+        self._running[episode_id] = _Running(episode_id, group, place, started=now)
         seed = random.Random(f"{self._rules.seed}/{group.id}/{place}/{attempt}").getrandbits(48)  # noqa: S311 - no secret
         return Episode(id=episode_id, group_id=group.id, task=group.task, seed=seed)
 
@@ -272,14 +273,15 @@ class Scheduler:
     def _leave(self, group: Group) -> None:
         """The group is in flight no more; its episodes that still run are for nothing."""
         del self._live[group.id]
-        self._stop(group)
-
-    def _stop(self, group: Group) -> None:
         self._waiting = deque(entry for entry in self._waiting if entry[0] is not group)
-        for episode_id, running in self._running.items():
-            if running.group is group and episode_id not in self._leaving:
-                self._leaving.add(episode_id)
-                self._to_withdraw.append(episode_id)
+        for running in self._running.values():
+            if running.group is group:
+                self._withdraw(running)
+
+    def _withdraw(self, running: _Running) -> None:
+        if running.id not in self._leaving:
+            self._leaving.add(running.id)
+            self._to_withdraw.append(running.id)
 
     # --- batches ---
 
@@ -290,9 +292,9 @@ class Scheduler:
             return float("inf")
         sampled = [t.policy_version for t in group.places.values() if t.turns]
         sampled += [
-            r.began
-            for episode_id, r in self._running.items()
-            if r.group is group and r.began is not None and episode_id not in self._leaving
+            running.began
+            for running in self._running.values()
+            if running.group is group and running.began is not None and running.id not in self._leaving
         ]
         return min(sampled) + ahead if sampled else float("inf")
 
@@ -303,8 +305,8 @@ class Scheduler:
         """A batch that leaves no group behind that would then be too old; of those, the one with the oldest groups."""
         due = self._dues()
         closed = [group for group in self._live.values() if group.closed]
-        # one that has nothing is no better later, and must not take the place of one that could be opened
-        closed.sort(key=lambda group: (bool(group.places), due[group.id], group.number))
+        # one that has nothing is no better later: it goes before all that may wait, as it takes the place of one to open
+        closed.sort(key=lambda g: (due[g.id] if g.places else self._version, not g.places, g.number))
         batch = closed[: self._rules.groups_per_step]
         if len(batch) < self._rules.groups_per_step and not (self._finished and batch):
             return None
@@ -329,9 +331,13 @@ class Scheduler:
         return late <= self._rules.oversample
 
     def _overtaken(self, batch: Sequence[Group]) -> list[Group]:
-        """Groups that are too old after this batch, of which `oversample` allows some; the closed ones become spare."""
-        due = self._dues()
-        late = [g for g in self._live.values() if g not in batch and due[g.id] <= self._version]
+        """Groups that are too old after this batch, of which `oversample` allows some; the closed ones become spare.
+
+        On-policy that is all of them: what is begun while the learner learns would be too old as well.
+        """
+        due, on_policy = self._dues(), self._rules.max_staleness == 0
+        left = [group for group in self._live.values() if group not in batch]
+        late = [group for group in left if on_policy or due[group.id] <= self._version]
         self._spare += [group for group in late if group.closed]
         return late
 
@@ -345,41 +351,51 @@ class Scheduler:
         return factor * median(self._durations)
 
     def _close_early(self, now: float) -> bool:
-        """Close the groups that alone hold the step up, if they wait only for overdue episodes; whether that was so.
+        """Stop the overdue episodes that the step waits for; whether there were any.
 
-        A group goes with the trajectories that it has, if they are `early_close_share` of its places; else the overdue
+        These are the ones of groups that alone hold it up and wait for nothing else, or all of them when nothing else runs.
+        A group goes with the trajectories that it has, if they are `early_close_share` of its places; else its overdue
         episodes are run again.
         """
         limit = self._overdue_s()
         if limit is None:
             return False
+        active = [running for running in self._running.values() if running.id not in self._leaving]
+        overdue = [running for running in active if running.started + limit <= now]
+        if len(overdue) < len(active):
+            hopeful = [running.group for running in active if running.started + limit > now]
+            groups = [
+                group for group in self._holding_up() if group not in hopeful and not self._waits(group)
+            ]
+            overdue = [running for running in overdue if running.group in groups]
+        for group in {running.group.id: running.group for running in overdue}.values():
+            self._stop(group, [running for running in overdue if running.group is group])
+        return bool(overdue)
+
+    def _holding_up(self) -> list[Group]:
+        """The open groups that a batch needs, if it needs nothing else."""
         due = self._dues()
         oldest = sorted(self._live.values(), key=lambda group: (due[group.id], group.number))
         needed = self._rules.groups_per_step
-        holding_up = [group for group in oldest[:needed] if not group.closed]
-        if not holding_up or sum(g.closed for g in self._live.values()) + len(holding_up) < needed:
-            return False
-        waited_for = {
-            group.id: [
-                r for name, r in self._running.items() if r.group is group and name not in self._leaving
-            ]
-            for group in holding_up
-        }
-        if any(group in holding_up for group, _ in self._waiting) or any(
-            now - running.started < limit for of_group in waited_for.values() for running in of_group
-        ):
-            return False
-        for group in holding_up:
-            self._stop(group)
-            enough = len(group.places) >= self._rules.early_close_share * group.size
-            for running in waited_for[group.id]:
-                if enough:
-                    group.lost += 1
-                else:
-                    self._again(group, running.place)
-            if group.closed:
-                self._closed(group)
-        return True
+        still_open = [group for group in oldest[:needed] if not group.closed]
+        closed = sum(group.closed for group in oldest)
+        return still_open if closed + len(still_open) >= needed else []
+
+    def _waits(self, group: Group) -> bool:
+        """Whether some of its episodes are still to be begun."""
+        return any(waiting is group for waiting, _ in self._waiting)
+
+    def _stop(self, group: Group, overdue: Sequence[_Running]) -> None:
+        """Stop overdue episodes of a group, and decide what becomes of their places."""
+        enough = len(group.places) >= self._rules.early_close_share * group.size and not self._waits(group)
+        for running in overdue:
+            self._withdraw(running)
+            if enough:
+                group.lost += 1
+            else:
+                self._again(group, running.place)
+        if group.closed:
+            self._closed(group)
 
 
 def _number(group: Group) -> int:
