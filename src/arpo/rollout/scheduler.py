@@ -52,13 +52,12 @@ class SchedulerRules:
 
 @dataclass
 class _Running:
-    """An episode on a desktop. began: the version that sampled its first token, None before."""
+    """An episode on a desktop."""
 
     id: str
     group: Group
     place: int
     started: float
-    began: int | None = None
 
 
 class Scheduler:
@@ -94,6 +93,8 @@ class Scheduler:
         self._exhausted = False
         self._learning = False
         self._live: dict[str, Group] = {}
+        # of every group in flight the version that sampled the first token, by place
+        self._sampled: dict[str, dict[int, int]] = {}
         self._spare: list[Group] = []
         self._refilled = 0
         self._waiting: deque[tuple[Group, int]] = deque()
@@ -156,7 +157,9 @@ class Scheduler:
 
     def began(self, episode_id: str) -> None:
         """Its first token is about to be sampled, by the policy as it is now. Raises KeyError when it is not running."""
-        self._running[episode_id].began = self._version
+        running = self._running[episode_id]
+        if episode_id not in self._leaving:
+            self._sampled[running.group.id][running.place] = self._version
 
     def ended(self, trajectory: Trajectory) -> Group | None:
         """Take an episode's trajectory; returns its group if that closed it.
@@ -169,7 +172,7 @@ class Scheduler:
             self._leaving.remove(trajectory.episode_id)
             return None
         if trajectory.valid:
-            group.places[place] = trajectory
+            self._fill(group, place, trajectory)
             self._durations.append(trajectory.duration_s)
         else:
             self._again(group, place)
@@ -251,11 +254,19 @@ class Scheduler:
             id=f"{self._label}/{number:06d}-{task.id}", number=number, task=task, size=self._rules.group_size
         )
         self._live[group.id] = group
-        group.places.update(_places(group, trajectories))
+        self._sampled[group.id] = {}
+        for place, trajectory in _places(group, trajectories):
+            self._fill(group, place, trajectory)
         self._waiting.extend((group, place) for place in range(group.size) if place not in group.places)
+
+    def _fill(self, group: Group, place: int, trajectory: Trajectory) -> None:
+        group.places[place] = trajectory
+        if trajectory.turns:
+            self._sampled[group.id][place] = trajectory.policy_version
 
     def _again(self, group: Group, place: int) -> None:
         """Run a place again, if the group has retries left."""
+        self._sampled[group.id].pop(place, None)
         if group.retries < self._rules.max_retries * group.size:
             group.retries += 1
             self._attempts[group.id, place] += 1
@@ -272,7 +283,7 @@ class Scheduler:
 
     def _leave(self, group: Group) -> None:
         """The group is in flight no more; its episodes that still run are for nothing."""
-        del self._live[group.id]
+        del self._live[group.id], self._sampled[group.id]
         self._waiting = deque(entry for entry in self._waiting if entry[0] is not group)
         for running in self._running.values():
             if running.group is group:
@@ -290,28 +301,28 @@ class Scheduler:
         ahead = self._rules.max_staleness
         if ahead is None:
             return float("inf")
-        sampled = [t.policy_version for t in group.places.values() if t.turns]
-        sampled += [
-            running.began
-            for running in self._running.values()
-            if running.group is group and running.began is not None and running.id not in self._leaving
-        ]
-        return min(sampled) + ahead if sampled else float("inf")
+        return min(self._sampled[group.id].values(), default=float("inf")) + ahead
 
     def _dues(self) -> Mapping[str, float]:
         return {group.id: self._due(group) for group in self._live.values()}
 
     def _chosen(self) -> list[Group] | None:
-        """A batch that leaves no group behind that would then be too old; of those, the one with the oldest groups."""
-        due = self._dues()
-        closed = [group for group in self._live.values() if group.closed]
-        # one that has nothing is no better later: it goes before all that may wait, as it takes the place of one to open
-        closed.sort(key=lambda g: (due[g.id] if g.places else self._version, not g.places, g.number))
-        batch = closed[: self._rules.groups_per_step]
-        if len(batch) < self._rules.groups_per_step and not (self._finished and batch):
-            return None
-        left = [due[group.id] for group in self._live.values() if group not in batch]
-        return batch if self._in_time(left) else None
+        """A batch that leaves no group behind that would then be too old; of those, the one with the oldest groups.
+
+        Groups that have nothing go as early as they may: they are in the place of groups that could be opened.
+        """
+        needed, due = self._rules.groups_per_step, self._dues()
+        empty = [group for group in self._live.values() if group.closed and not group.places]
+        full = [group for group in self._live.values() if group.closed and group.places]
+        full.sort(key=lambda group: (due[group.id], group.number))
+        if self._finished:
+            needed = min(needed, len(empty) + len(full)) or needed
+        for number in range(min(needed, len(empty)), max(0, needed - len(full)) - 1, -1):
+            batch = empty[:number] + full[: needed - number]
+            left = [due[group.id] for group in self._live.values() if group not in batch]
+            if len(batch) == needed and self._in_time(left):
+                return batch
+        return None
 
     @property
     def _finished(self) -> bool:
@@ -391,6 +402,7 @@ class Scheduler:
         for running in overdue:
             self._withdraw(running)
             if enough:
+                self._sampled[group.id].pop(running.place, None)
                 group.lost += 1
             else:
                 self._again(group, running.place)
@@ -402,7 +414,7 @@ def _number(group: Group) -> int:
     return group.number
 
 
-def _places(group: Group, trajectories: Sequence[Trajectory]) -> Mapping[int, Trajectory]:
-    """Recorded trajectories of a group by the places that their ids name."""
-    prefix = f"{group.id}/"
-    return {int(t.episode_id.removeprefix(prefix).partition("-")[0]): t for t in trajectories}
+def _places(group: Group, trajectories: Sequence[Trajectory]) -> Iterator[tuple[int, Trajectory]]:
+    """Recorded trajectories of a group with the places that their ids name."""
+    for trajectory in trajectories:
+        yield int(trajectory.episode_id.removeprefix(f"{group.id}/").partition("-")[0]), trajectory
