@@ -63,7 +63,7 @@ def untimed(value: Any) -> Any:
         return {
             key: untimed(inner)
             for key, inner in value.items()
-            if key not in TIMED and "seconds" not in key and "utilisation" not in key
+            if key not in TIMED and not any(word in key for word in ("seconds", "utilisation", "rss"))
         }
     return [untimed(inner) for inner in value] if isinstance(value, list) else value
 

@@ -29,6 +29,8 @@ SMALL = (
     "trainer.max_steps=2", "trainer.tasks_per_step=2", "trainer.eval_repeats=1", "trainer.eval_every=1",
     "rollout.group_size=3", "imitation.steps=30", "imitation.target_prob=0.3",
 )  # fmt: skip
+# what a clock or the system says of a step
+MEASURED = ("seconds", "utilisation", "rss")
 
 
 class Killed(BaseException):
@@ -83,10 +85,10 @@ def go_on(folder: Path, name: str, *kills: str) -> tuple[Summary, list[list[str]
 def comparable(summary: Summary) -> dict[str, Any]:
     """Everything but what a clock says."""
     document = summary.model_dump(
-        exclude={"run", "checkpoint", "best_checkpoint", "seconds", "config_changes"}
+        exclude={"run", "checkpoint", "best_checkpoint", "seconds", "config_changes", "peak_rss_gib"}
     )
     document["per_step"] = [
-        {key: value for key, value in row.items() if "seconds" not in key and "utilisation" not in key}
+        {key: value for key, value in row.items() if not any(word in key for word in MEASURED)}
         for row in document["per_step"]
     ]
     return document
