@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import yaml
+from tracker_kit import scalars
 
 from arpo.agent.profiles import get_profile
 from arpo.checkpoints import folders
@@ -111,6 +112,9 @@ def test_a_run_killed_twice_equals_one_that_was_not(imitated) -> None:
     run = imitated / "killed"
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == [1, 2]
+    shown = scalars(run)
+    assert [step for step, _ in shown["learner/loss"]] == [1, 2]
+    assert [step for step, _ in shown["evaluation/success"]] == [0, 1, 2]
     aside = "step-000002.abandoned-1.jsonl"
     assert sorted(path.name for path in (run / "trajectories").iterdir()) == [
         "step-000000.jsonl", "step-000001.jsonl", aside, "step-000002.jsonl",

@@ -96,9 +96,9 @@ class Reporter:
             yield counter
         finally:
             self._counters.remove(counter)
-            counter.end()
             if own is not None:
                 own.stop()
+            counter.end()
 
     @asynccontextmanager
     async def watching(self, source: Callable[[], Status]) -> AsyncIterator[None]:
