@@ -59,16 +59,18 @@ async def train(config: Config, reporter: Reporter, stop: Stop | None = None) ->
     with RunDirectory(config) as run:
         version = code_version()
         newest, damaged = open_run(config, run, reporter, version)
+        ending = Ending(config, run, version, started)
         async with (
+            ending.known(stop),
             tracking(config.run.trackers, tracker_start(config, run, newest), reporter.say) as trackers,
             learning(config, run, newest, reporter, trackers) as trainer,
             reporter.watching(trainer.board.status),
         ):
             progress = trainer.saver.restore(newest) if newest else Progress()
             progress.damaged_checkpoints += damaged
-            trainer.board.progress = progress
-            ending = Ending(trainer.parts, progress, version, started)
-            async with ending.known(trainer.saver, stop):
+            trainer.board.progress = ending.progress = progress
+            ending.server = trainer.parts.server
+            async with trainer.saver.until_left(stop):
                 await trainer.publish(progress)
 
                 if config.imitation.enabled and progress.warm_start is None and progress.step == 0:
@@ -104,8 +106,9 @@ async def train(config: Config, reporter: Reporter, stop: Stop | None = None) ->
                                 await trainer.save()
                         await trainer.evaluate_if_due(progress, rollouts)
 
-                after = await trainer.evaluate(progress, "after") if config.trainer.eval_after else None
-            return ending.summarise(after)
+                if config.trainer.eval_after:
+                    ending.after = await trainer.evaluate(progress, "after")
+            return ending.finished(progress)
 
 
 async def warm_start(config: Config, reporter: Reporter) -> tuple[WarmStart, Checkpoint]:
