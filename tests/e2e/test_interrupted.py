@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 import torch
 from runs import ROOT, alive, children, finish, lines, start, trajectories, wait_for
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from arpo.checkpoints import folders
 from arpo.learner import checkpoint, tensors
@@ -63,7 +64,7 @@ def untimed(value: Any) -> Any:
         return {
             key: untimed(inner)
             for key, inner in value.items()
-            if key not in TIMED and "seconds" not in key and "utilisation" not in key
+            if key not in TIMED and not any(word in key for word in ("seconds", "utilisation", "rss"))
         }
     return [untimed(inner) for inner in value] if isinstance(value, list) else value
 
@@ -256,3 +257,35 @@ print(model.dtype, type(model).__name__, len(tokenizer), type(images).__name__)
     assert "step-000002" in evaluated.stderr
     assert json.loads((whole / "evaluations" / "second.json").read_text())["step"] == 2
     (whole / "evaluations" / "second.json").unlink()
+
+
+def test_tensorboard_shows_every_step_once_after_a_kill_that_lost_some(tmp_path: Path) -> None:
+    untaught = (
+        "imitation.enabled=false", "trainer.eval_after=false", "trainer.tasks_per_step=1", "trainer.checkpoint_every=3",
+        f"run.dir={tmp_path}", "run.name=drawn",
+    )  # fmt: skip
+    run = tmp_path / "drawn"
+    process = start(*SMALL, *untaught, "trainer.max_steps=60", OMP_NUM_THREADS="1")
+    try:
+        wait_for(lambda: len(lines(run / "metrics.jsonl")) % 3 and newest_step(run))
+    finally:
+        process.kill()
+    finish(process)
+    saved, done = newest_step(run), len(lines(run / "metrics.jsonl"))
+    killed = time.time()
+    process = start(*SMALL, *untaught, f"trainer.max_steps={done + 1}", OMP_NUM_THREADS="1")
+    output = finish(process)
+    assert process.returncode == 0, output
+    events = EventAccumulator(str(run / "tensorboard")).Reload().Scalars("rollout/score")
+    assert [event.step for event in events] == list(range(1, done + 2))
+    # the step that it went on from is written again, those after it are made again
+    assert [event.step for event in events if event.wall_time > killed] == list(range(saved, done + 2))
+    summary = json.loads((run / "summary.json").read_text())
+    assert (summary["state"], summary["version_changes"]) == ("finished", [])
+    assert summary["version"] == json.loads((run / "version.json").read_text())
+    assert summary["peak_rss_gib"] >= max(row["driver/rss_gib"] for row in lines(run / "metrics.jsonl")) > 0.1
+
+
+def newest_step(run: Path) -> int:
+    saved = folders.latest(run / "checkpoints")
+    return saved.step if saved else 0

@@ -117,4 +117,7 @@ def test_ctrl_c_stops_cleanly_with_exit_code_130(tmp_path: Path) -> None:
     assert process.returncode == 130, output
     assert "Traceback" not in output
     assert not alive(family)
-    assert not (run / "summary.json").exists()
+    summary = json.loads((run / "summary.json").read_text())
+    assert (summary["state"], summary["steps"]) == ("stopped", 0)
+    assert summary["reason"] == output.splitlines()[-1]
+    assert "training: 0 of 3 steps" in summary["missing"]

@@ -51,6 +51,9 @@ def test_a_killed_rank_ends_the_run_with_its_name_and_one_rank_or_torchrun_goes_
     assert "learner rank 1 ended with exit code -9" in output
     assert "Traceback" not in output
     assert alive(family) == []
+    summary = json.loads((tmp_path / "ranks" / "summary.json").read_text())
+    assert summary["state"] == "failed"
+    assert "learner rank 1 ended with exit code -9" in summary["reason"]
 
     done = int(max((tmp_path / "ranks" / "checkpoints").glob("step-*")).name.removeprefix("step-"))
     one = start(*command(tmp_path, "learner.ranks=1", f"trainer.max_steps={done + 1}"))

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import yaml
+from tracker_kit import scalars
 
 from arpo.agent.profiles import get_profile
 from arpo.checkpoints import folders
@@ -29,6 +30,8 @@ SMALL = (
     "trainer.max_steps=2", "trainer.tasks_per_step=2", "trainer.eval_repeats=1", "trainer.eval_every=1",
     "rollout.group_size=3", "imitation.steps=30", "imitation.target_prob=0.3",
 )  # fmt: skip
+# what a clock or the system says of a step
+MEASURED = ("seconds", "utilisation", "rss")
 
 
 class Killed(BaseException):
@@ -83,10 +86,10 @@ def go_on(folder: Path, name: str, *kills: str) -> tuple[Summary, list[list[str]
 def comparable(summary: Summary) -> dict[str, Any]:
     """Everything but what a clock says."""
     document = summary.model_dump(
-        exclude={"run", "checkpoint", "best_checkpoint", "seconds", "config_changes"}
+        exclude={"run", "checkpoint", "best_checkpoint", "seconds", "config_changes", "peak_rss_gib"}
     )
     document["per_step"] = [
-        {key: value for key, value in row.items() if "seconds" not in key and "utilisation" not in key}
+        {key: value for key, value in row.items() if not any(word in key for word in MEASURED)}
         for row in document["per_step"]
     ]
     return document
@@ -109,6 +112,9 @@ def test_a_run_killed_twice_equals_one_that_was_not(imitated) -> None:
     run = imitated / "killed"
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == [1, 2]
+    shown = scalars(run)
+    assert [step for step, _ in shown["learner/loss"]] == [1, 2]
+    assert [step for step, _ in shown["evaluation/success"]] == [0, 1, 2]
     aside = "step-000002.abandoned-1.jsonl"
     assert sorted(path.name for path in (run / "trajectories").iterdir()) == [
         "step-000000.jsonl", "step-000001.jsonl", aside, "step-000002.jsonl",

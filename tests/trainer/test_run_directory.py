@@ -11,7 +11,9 @@ import pytest
 from arpo.config.load import load_config
 from arpo.config.model import Config
 from arpo.protocol.problems import ConfigError
+from arpo.rollout.evaluation import EvaluationResult, TaskResult
 from arpo.trainer.run_directory import RunDirectory
+from arpo.trainer.version import CodeVersion, Git
 
 
 def config(folder: Path, *overrides: str) -> Config:
@@ -81,3 +83,40 @@ def test_going_on_from_a_step_forgets_what_will_be_made_again(tmp_path) -> None:
         run.forget_after(-1)
         assert (run.root / "metrics.jsonl").read_text() == ""
         assert not (log / "step-000000.jsonl").exists()
+
+
+def test_another_code_version_is_named_with_the_step_after_which_it_came(tmp_path) -> None:
+    old = CodeVersion(
+        arpo="1", git=Git(commit="a", dirty=False), python="3", packages={}, platform="p", gpus=[]
+    )
+    new = old.model_copy(update={"git": Git(commit="b", dirty=True), "packages": {"ray": "2"}})
+    with RunDirectory(config(tmp_path)) as run:
+        assert run.keep_version(old) == run.keep_version(old, 3) == []
+        changes = [
+            "git.commit: a → b",
+            "git.dirty: False → True",
+            "packages: {} → None",
+            "packages.ray: None → 2",
+        ]
+        assert run.keep_version(new, 4) == changes
+        assert run.version_changes() == [f"after step 4: {change}" for change in changes]
+        assert run.config_changes() == []
+        assert CodeVersion.model_validate_json((run.root / "version.json").read_text()) == new
+
+
+def test_what_stands_at_a_step_is_its_metrics_and_its_evaluation(tmp_path) -> None:
+    result = EvaluationResult(
+        policy_version=1, tasks=[TaskResult(task_id="t", domain="d", scores=[1.0, 0.0], lost=1)], faults={}
+    )
+    evaluated = {
+        "evaluation/success": 0.5, "evaluation/success/d": 0.5, "evaluation/episodes": 2, "evaluation/lost": 1,
+    }  # fmt: skip
+    with RunDirectory(config(tmp_path)) as run:
+        assert run.standing(0) == {}
+        run.write("evaluations/before.json", {"step": 0, **result.record()})
+        for step in (1, 2):
+            run.metrics({"step": step, "x": 0.5})
+        run.write("evaluations/step-000002.json", {"step": 2, **result.record()})
+        assert run.standing(0) == evaluated
+        assert run.standing(1) == {"step": 1, "x": 0.5}
+        assert run.standing(2) == {"step": 2, "x": 0.5, **evaluated}

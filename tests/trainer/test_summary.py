@@ -12,6 +12,7 @@ from arpo.config.load import load_config
 from arpo.rollout.evaluation import EvaluationResult, TaskResult
 from arpo.trainer.state import Progress, WarmStart
 from arpo.trainer.summary import Summary, missing_stages, print_summary
+from arpo.trainer.version import CodeVersion
 
 CONFIG = ("imitation.enabled=true", "trainer.max_steps=2")
 
@@ -86,6 +87,9 @@ def test_a_stage_that_did_not_happen_is_named(changes, stage) -> None:
 def test_the_table_fits_80_columns_and_says_what_a_person_asks_first() -> None:
     summary = Summary(
         run="/somewhere/[deep]/" + 12 * "folder/" + "smoke",
+        state="finished",
+        reason=None,
+        version=CodeVersion(arpo="1", git=None, python="3", packages={}, platform="p", gpus=[]),
         provider="xvfb",
         steps=30,
         policy_version=31,
@@ -100,6 +104,8 @@ def test_the_table_fits_80_columns_and_says_what_a_person_asks_first() -> None:
         best_checkpoint="/somewhere/step-000020",
         damaged_checkpoints=1,
         config_changes=["after step 3: learner.lr: 1e-06 → 2e-06"],
+        version_changes=[],
+        peak_rss_gib=1.25,
         seconds=61.7,
         missing=["checkpoint: none of step 30"],
     )
@@ -110,7 +116,7 @@ def test_the_table_fits_80_columns_and_says_what_a_person_asks_first() -> None:
     flat = "".join(line.strip("│ ") for line in lines)
     for shown in (
         "50 %  (2 episodes, 1 lost)", "100 %  (1 episodes)", "…  0.23", "0.29  0.30", "desktop_lost 2, reset_failed 1",
-        "/somewhere/[deep]/folder", "did not happen: checkpoint: none of step 30", "62 s",
+        "/somewhere/[deep]/folder", "did not happen: checkpoint: none of step 30", "62 s", "1.2 GiB at most",
         "best checkpoint", "step-000020", "damaged checkpoints",
     ):  # fmt: skip
         assert shown in flat, shown

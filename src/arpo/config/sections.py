@@ -36,6 +36,8 @@ class RunSection(Section):
     """Seed of every random choice: task order, sampling, initial weights."""
     resume: bool = True
     """Go on from the newest complete checkpoint of the run directory, if there is one."""
+    trackers: tuple[Literal["tensorboard", "wandb", "mlflow", "swanlab"], ...] = ("tensorboard",)
+    """Where metrics go besides `metrics.jsonl`; `docs/training.md#trackers` says what each needs. `[]`: nowhere."""
 
 
 class Timeouts(Section):

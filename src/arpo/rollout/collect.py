@@ -11,7 +11,7 @@ import contextlib
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from arpo.rollout.concurrency import Concurrency
@@ -34,6 +34,7 @@ class Collector:
     on_trajectory: called once for every episode that ended, valid or not, in the order in which they ended.
     after_fault: awaited after an invalid episode and before anyone may run it again: the place to wait until a lost
     env-server is back, so that the retries are not spent on a dead one.
+    usages: has the usage of everything that runs episodes now, this collector's among them.
     """
 
     runner: EpisodeRunner
@@ -43,6 +44,7 @@ class Collector:
     on_trajectory: Callable[[Trajectory], None]
     after_fault: Callable[[], Awaitable[object]]
     adaptive: bool = False
+    usages: set[Usage] = field(default_factory=set)
 
     async def collect(self, scheduler: Scheduler) -> list[Group]:
         """Run every episode of a scheduler that has one batch (`Scheduler.of_set`); returns its groups, all closed."""
@@ -57,9 +59,11 @@ class Collector:
         """
         async with asyncio.TaskGroup() as tasks:
             rollouts = Rollouts(self, scheduler, tasks)
+            self.usages.add(rollouts.usage)
             try:
                 yield rollouts
             finally:
+                self.usages.discard(rollouts.usage)
                 rollouts.stop()
 
 

@@ -46,18 +46,22 @@ class Usage:
 
     def utilisation(self) -> Utilisation:
         """Since the last call."""
+        result = self.so_far()
+        self._begin = self._last
+        self._episode_s = self._request_s = self._engine_s = 0.0
+        return result
+
+    def so_far(self) -> Utilisation:
+        """Since the last call of `utilisation`, which stays the last."""
         self._elapse()
         seconds = self._last - self._begin
         span = seconds or 1.0
-        result = Utilisation(
+        return Utilisation(
             seconds=seconds,
             desktops=self._episode_s / (span * self._desktops),
             engine=self._engine_s / span,
             requests=self._request_s / span,
         )
-        self._begin = self._last
-        self._episode_s = self._request_s = self._engine_s = 0.0
-        return result
 
     def _elapse(self) -> None:
         now = self._clock()

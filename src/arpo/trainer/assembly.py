@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 
 from arpo.agent.profiles import Profile, get_profile
@@ -22,6 +22,7 @@ from arpo.rollout.collect import Collector
 from arpo.rollout.engines.base import Engine, Sampling
 from arpo.rollout.engines.hf import HFEngine
 from arpo.rollout.episode import EpisodeRules, EpisodeRunner
+from arpo.rollout.usage import Usage
 from arpo.tasks.model import Task
 from arpo.tasks.sets import Suite, load_suite
 from arpo.trainer.cache import cache_folder
@@ -34,7 +35,7 @@ from arpo.trajectory import Trajectory
 
 @dataclass
 class Assembly:
-    """The parts of a run."""
+    """The parts of a run. usages: of all collectors that run episodes now."""
 
     config: Config
     run: RunDirectory
@@ -49,6 +50,7 @@ class Assembly:
     env: EnvClient
     server: EmbeddedServer | None
     runner: EpisodeRunner
+    usages: set[Usage] = field(default_factory=set)
 
     def collector(self, *, temperature: float, on_trajectory: Callable[[Trajectory], None]) -> Collector:
         """Runs episodes at a temperature on all desktops."""
@@ -61,6 +63,7 @@ class Assembly:
             on_trajectory=on_trajectory,
             after_fault=partial(self.env.wait_ready, config.env.outage_s),
             adaptive=config.rollout.adaptive_concurrency,
+            usages=self.usages,
         )
 
     def rules(self, temperature: float) -> EpisodeRules:

@@ -128,6 +128,7 @@ def _demonstrations(config: Config, suite: Suite, tasks: Sequence[Task]) -> str:
 
 def _machine(config: Config) -> Iterator[Check]:
     yield _checked("model", lambda: _model(config))
+    yield _checked("trackers", lambda: _trackers(config))
     yield _checked("gpus", lambda: _gpus(config))
     yield _checked("desktops", lambda: _desktops(config))
 
@@ -156,6 +157,17 @@ def _model(config: Config) -> str:
             f"model.path={path} does not exist; fix: a folder, a hub name (owner/model) or `tiny`"
         )
     return f"{path} from the hub or its cache"
+
+
+def _trackers(config: Config) -> str:
+    for name in config.run.trackers:
+        if importlib.util.find_spec(name) is None:
+            extra = "train" if name == "tensorboard" else name
+            raise ConfigError(
+                f"run.trackers has {name}, which is not installed; fix: pip install 'arpo[{extra}]', "
+                "or run.trackers without it"
+            )
+    return ", ".join(config.run.trackers) or "none wanted"
 
 
 def _gpus(config: Config) -> str:

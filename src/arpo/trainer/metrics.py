@@ -7,6 +7,7 @@ from statistics import fmean
 from typing import Any
 
 from arpo.config.model import Config
+from arpo.rollout.evaluation import EvaluationResult
 from arpo.rollout.groups import Batch
 from arpo.rollout.usage import Utilisation
 from arpo.trainer.state import Progress
@@ -21,8 +22,12 @@ def step_metrics(
     learned: Mapping[str, float],
     seconds: Mapping[str, float],
     utilisation: Utilisation,
+    rss_gib: float,
 ) -> dict[str, float]:
-    """The row of the step that `progress` has just finished. seconds: by part of it. utilisation: since the last one."""
+    """The row of the step that `progress` has just finished. seconds: by part of it. utilisation: since the last one.
+
+    rss_gib: of the driver.
+    """
     groups = batch.groups
     valid = [t for group in groups for t in group.trajectories]
     # learned from by the version before the one that the step made
@@ -46,10 +51,19 @@ def step_metrics(
         "rollout/engine_requests": utilisation.requests,
         **{f"replay/{key}": value for key, value in replay.items()},
         "checkpoint/damaged": progress.damaged_checkpoints,
+        "driver/rss_gib": rss_gib,
         **learned,
         **{f"seconds/{key}": value for key, value in seconds.items()},
         "seconds/step": sum(seconds.values()),
     }
+
+
+def evaluation_metrics(result: EvaluationResult) -> dict[str, float]:
+    """What trackers are told of an evaluation; nothing of one without a valid episode but that."""
+    success = {} if result.success is None else {"evaluation/success": result.success}
+    domains = {f"evaluation/success/{name}": share for name, (share, _) in result.by_domain().items()}
+    lost = sum(task.lost for task in result.tasks)
+    return {**success, **domains, "evaluation/episodes": result.episodes, "evaluation/lost": lost}
 
 
 def batch_record(step: int, members: Sequence[Sequence[GroupMember]], batch: Batch) -> dict[str, Any]:

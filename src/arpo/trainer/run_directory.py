@@ -1,7 +1,7 @@
 """The run directory: everything a run leaves behind, and nothing anywhere else.
 
-    config.yaml  config_changes.jsonl  metrics.jsonl  batches.jsonl  trajectories/  screenshots/  replay/  checkpoints/
-    faults.jsonl  evaluations/  summary.json
+    config.yaml  config_changes.jsonl  version.json  version_changes.jsonl  metrics.jsonl  batches.jsonl  trajectories/
+    screenshots/  replay/  checkpoints/  faults.jsonl  evaluations/  summary.json, and a folder for each tracker
 
 Invariant: one process at a time owns a run directory (an advisory lock that dies with the process).
 """
@@ -13,7 +13,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Iterator, Set
+from collections.abc import Set
 from pathlib import Path
 from typing import IO, Any, Self
 
@@ -24,7 +24,11 @@ from arpo.config.model import Config
 from arpo.files import write_atomic
 from arpo.protocol.problems import ConfigError
 from arpo.replay import ReplayFolder
+from arpo.rollout.evaluation import EvaluationResult
 from arpo.trainer import checkpoints
+from arpo.trainer.metrics import evaluation_metrics
+from arpo.trainer.trackers.base import flat
+from arpo.trainer.version import CodeVersion
 from arpo.trajectory import Trajectory
 from arpo.trajectory.store import ScreenshotStore, TrajectoryLog
 
@@ -62,23 +66,28 @@ class RunDirectory:
         step: from which the run goes on; the differences are kept with it in `config_changes.jsonl`.
         Raises ConfigError when the one that was there cannot be read.
         """
-        path = self.root / "config.yaml"
-        text = dump_config(config)
+        return self._keep("config.yaml", dump_config(config), "configuration", step)
+
+    def keep_version(self, version: CodeVersion, step: int = 0) -> list[str]:
+        """Write `version.json`; as `keep_config`, with `version_changes.jsonl`."""
+        text = version.model_dump_json(indent=2) + "\n"
+        return self._keep("version.json", text, "code version", step)
+
+    def _keep(self, name: str, text: str, what: str, step: int) -> list[str]:
+        path = self.root / name
         drift = []
         if path.exists():
-            try:
-                old, new = (
-                    dict(_settings(yaml.safe_load(stored) or {})) for stored in (path.read_text(), text)
-                )
-            except (ValueError, yaml.YAMLError) as error:
-                raise ConfigError(f"{path} is no configuration any more; fix: remove it") from error
+            try:  # JSON is YAML
+                old, new = (dict(flat(yaml.safe_load(stored) or {})) for stored in (path.read_text(), text))
+            except (ValueError, AttributeError, yaml.YAMLError) as error:
+                raise ConfigError(f"{path} is no {what} any more; fix: remove it") from error
             drift = [
                 f"{key}: {old.get(key)} → {new.get(key)}"
                 for key in dict.fromkeys([*old, *new])
                 if old.get(key) != new.get(key)
             ]
         if drift:
-            changes = self.root / "config_changes.jsonl"
+            changes = self._changes_of(name)
             lines = changes.read_text(encoding="utf-8") if changes.exists() else ""
             for change in drift:
                 lines += json.dumps({"step": step, "change": change}, ensure_ascii=False) + "\n"
@@ -88,9 +97,31 @@ class RunDirectory:
 
     def config_changes(self) -> list[str]:
         """Every change of the configuration in this run's life, as `after step N: key: old → new`."""
-        path = self.root / "config_changes.jsonl"
+        return self._changes("config.yaml")
+
+    def version_changes(self) -> list[str]:
+        """Every change of the code version in this run's life, in the same words."""
+        return self._changes("version.json")
+
+    def _changes(self, name: str) -> list[str]:
+        path = self._changes_of(name)
         lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
         return [f"after step {row['step']}: {row['change']}" for row in map(json.loads, lines)]
+
+    def _changes_of(self, name: str) -> Path:
+        return self.root / f"{Path(name).stem}_changes.jsonl"
+
+    def standing(self, step: int) -> dict[str, float]:
+        """Metrics and evaluation of a step from which the run goes on."""
+        path = self.root / "metrics.jsonl"
+        lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+        row: dict[str, float] = next((json.loads(line) for line in lines if _step(line) == step), {})
+        evaluation = self.evaluation(f"step-{step:06d}" if step else "before")
+        if evaluation.exists():
+            kept = json.loads(evaluation.read_text(encoding="utf-8"))
+            result = {name: kept[name] for name in EvaluationResult.model_fields}
+            row |= evaluation_metrics(EvaluationResult.model_validate(result))
+        return row
 
     def forget_after(self, step: int, ended: Set[str] = frozenset()) -> None:
         """Drop what a run that goes on from a step will make again; trajectories and faults are kept for people.
@@ -158,15 +189,6 @@ class RunDirectory:
         lock.truncate(0)
         lock.write(f"{os.getpid()}\n")
         lock.flush()
-
-
-def _settings(document: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """(dotted key, value) of every setting."""
-    for name, value in document.items():
-        if isinstance(value, dict):
-            yield from _settings(value, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}", value
 
 
 def _step(line: str) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from statistics import fmean
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 from rich.console import Console
@@ -11,16 +12,25 @@ from rich.table import Table
 from arpo.config.model import Config
 from arpo.rollout.evaluation import EvaluationResult
 from arpo.trainer.state import Progress, WarmStart
+from arpo.trainer.version import CodeVersion
 
 _STEPS_SHOWN = 8
 
 
 class Summary(BaseModel):
-    """`summary.json`. `missing` lists the stages that did not happen; a run with any is not a success."""
+    """`summary.json`. `missing` lists the stages that did not happen; a run with any is not a success.
+
+    state: `finished` when the command ran to its end, whatever is missing; `stopped` by a signal; `failed` with an error.
+    reason: what stopped it. peak_rss_gib: the most memory that the driver has had, in all of the run's processes that
+    finished a step. seconds: of the last of them.
+    """
 
     model_config = ConfigDict(extra="forbid")
 
     run: str
+    state: Literal["finished", "stopped", "failed"]
+    reason: str | None
+    version: CodeVersion
     provider: str
     steps: int
     policy_version: int
@@ -35,6 +45,8 @@ class Summary(BaseModel):
     best_checkpoint: str | None
     damaged_checkpoints: int
     config_changes: list[str]
+    version_changes: list[str]
+    peak_rss_gib: float
     seconds: float
     missing: list[str]
 
@@ -100,6 +112,7 @@ def print_summary(summary: Summary, console: Console) -> None:
         table.add_row("best checkpoint", summary.best_checkpoint)
     if summary.damaged_checkpoints:
         table.add_row("damaged checkpoints", str(summary.damaged_checkpoints))
+    table.add_row("driver memory", f"{summary.peak_rss_gib:.1f} GiB at most")
     table.add_row("run directory", summary.run)
     table.add_row("time", f"{summary.seconds:.0f} s")
     console.print(table)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, nullcontext
 
 from arpo.checkpoints import folders
@@ -28,8 +28,11 @@ from arpo.rollout.evaluation import EvaluationResult
 from arpo.rollout.groups import Batch, Group
 from arpo.rollout.usage import Utilisation
 from arpo.trainer.assembly import Assembly, assemble
+from arpo.trainer.board import Board
 from arpo.trainer.checkpoints import evaluated, newest_to_resume
-from arpo.trainer.metrics import batch_record, step_metrics, warnings
+from arpo.trainer.ending import Ending
+from arpo.trainer.metrics import batch_record, evaluation_metrics, step_metrics, warnings
+from arpo.trainer.process import rss_gib
 from arpo.trainer.progress import Reporter
 from arpo.trainer.ranks import leading
 from arpo.trainer.run_directory import RunDirectory
@@ -37,9 +40,11 @@ from arpo.trainer.saving import Saver
 from arpo.trainer.schedule import Schedule, ended_episodes, pending_groups
 from arpo.trainer.state import Progress, WarmStart
 from arpo.trainer.stop import Stop
-from arpo.trainer.summary import Summary, missing_stages
+from arpo.trainer.summary import Summary
+from arpo.trainer.trackers import Trackers, TrackerStart, tracking
+from arpo.trainer.version import CodeVersion, code_version
 from arpo.trainer.warm_start import imitate, read_demonstrations, record_demonstrations
-from arpo.trainer.watching import run_evaluation, watching
+from arpo.trainer.watching import keep_fault, run_evaluation, watching
 from arpo.trajectory import Trajectory
 from arpo.trajectory.store import ScreenshotStore
 
@@ -52,11 +57,20 @@ async def train(config: Config, reporter: Reporter, stop: Stop | None = None) ->
     stop = stop or Stop(config.trainer.grace_s)
     started = time.monotonic()
     with RunDirectory(config) as run:
-        newest, damaged = open_run(config, run, reporter)
-        async with learning(config, run, newest, reporter) as trainer:
+        version = code_version()
+        newest, damaged = open_run(config, run, reporter, version)
+        ending = Ending(config, run, version, started)
+        async with (
+            ending.known(stop),
+            tracking(config.run.trackers, tracker_start(config, run, newest), reporter.say) as trackers,
+            learning(config, run, newest, reporter, trackers) as trainer,
+            reporter.watching(trainer.board.status),
+        ):
+            progress = trainer.saver.restore(newest) if newest else Progress()
+            progress.damaged_checkpoints += damaged
+            trainer.board.progress = ending.progress = progress
+            ending.server = trainer.parts.server
             async with trainer.saver.until_left(stop):
-                progress = trainer.saver.restore(newest) if newest else Progress()
-                progress.damaged_checkpoints += damaged
                 await trainer.publish(progress)
 
                 if config.imitation.enabled and progress.warm_start is None and progress.step == 0:
@@ -73,7 +87,8 @@ async def train(config: Config, reporter: Reporter, stop: Stop | None = None) ->
                     while progress.step < config.trainer.max_steps:
                         clock = time.monotonic()
                         step = progress.step + 1
-                        batch = await trainer.batch(progress, rollouts, step)
+                        trainer.board.begun()
+                        batch = await trainer.batch(rollouts, step)
                         collected = time.monotonic()
                         with stop.held_off():
                             learned = await trainer.learn(batch, step)
@@ -91,8 +106,9 @@ async def train(config: Config, reporter: Reporter, stop: Stop | None = None) ->
                                 await trainer.save()
                         await trainer.evaluate_if_due(progress, rollouts)
 
-                after = await trainer.evaluate(progress, "after") if config.trainer.eval_after else None
-            return trainer.summarise(progress, after, time.monotonic() - started)
+                if config.trainer.eval_after:
+                    ending.after = await trainer.evaluate(progress, "after")
+            return ending.finished(progress)
 
 
 async def warm_start(config: Config, reporter: Reporter) -> tuple[WarmStart, Checkpoint]:
@@ -103,15 +119,17 @@ async def warm_start(config: Config, reporter: Reporter) -> tuple[WarmStart, Che
             raise ConfigError(
                 f"{run.root} has {newest.path.name} already; fix: choose another run.name, or go on with `arpo train`"
             )
-        open_run(config, run, reporter)
-        async with learning(config, run, None, reporter) as trainer, trainer.saver.until_left():
+        open_run(config, run, reporter, code_version())
+        async with learning(config, run, None, reporter, Trackers()) as trainer, trainer.saver.until_left():
             result = await trainer.warm_start(Progress())
         saved = folders.latest(run.checkpoints)
         assert saved is not None  # noqa: S101 - a save that failed has raised
         return result, saved
 
 
-def open_run(config: Config, run: RunDirectory, reporter: Reporter) -> tuple[Checkpoint | None, int]:
+def open_run(
+    config: Config, run: RunDirectory, reporter: Reporter, version: CodeVersion
+) -> tuple[Checkpoint | None, int]:
     """Make the run directory ready to go on, or to begin.
 
     Returns the newest sound checkpoint, if there is any, and how many newer ones are damaged. Raises ConfigError when there
@@ -122,29 +140,38 @@ def open_run(config: Config, run: RunDirectory, reporter: Reporter) -> tuple[Che
             f"{run.root} holds a run already; fix: choose another run.name, or set run.resume=true"
         )
     newest, damaged = newest_to_resume(run.root, reporter.say)
-    for difference in run.keep_config(config, newest.step if newest else 0):
+    step = newest.step if newest else 0
+    for difference in [*run.keep_config(config, step), *run.keep_version(version, step)]:
         reporter.say(f"changed since this run's last start: {difference}")
     in_flight = pending_groups(read_state(newest)["schedule"]) if newest else []
     run.forget_after(newest.step if newest else -1, ended_episodes(in_flight))
     return newest, damaged
 
 
+def tracker_start(config: Config, run: RunDirectory, newest: Checkpoint | None) -> TrackerStart:
+    """What the trackers of a run that has been opened begin with."""
+    step = newest.step if newest else 0
+    standing = run.standing(step) if newest else {}
+    return TrackerStart(run.root, config.run.name, config.model_dump(mode="json"), step, standing)
+
+
 @asynccontextmanager
 async def learning(
-    config: Config, run: RunDirectory, saved: Checkpoint | None, reporter: Reporter
+    config: Config, run: RunDirectory, saved: Checkpoint | None, reporter: Reporter, trackers: Trackers
 ) -> AsyncIterator[Trainer]:
     """Everything that training needs: desktops, engine, and the learner on all its ranks."""
     async with assemble(config, run, saved, reporter) as parts:
         with leading(config, parts.source, parts.policy) as learner:
-            yield Trainer(parts, learner)
+            yield Trainer(parts, learner, trackers)
 
 
 class Trainer:
     """The learner's side of a run: learner, replay buffer, task cursor, and who saves them."""
 
-    def __init__(self, parts: Assembly, learner: LeadLearner) -> None:
+    def __init__(self, parts: Assembly, learner: LeadLearner, trackers: Trackers) -> None:
         config = parts.config
         self.parts = parts
+        self.trackers = trackers
         self.config = config
         self.replay = ReplayBuffer(config.replay, parts.run.replay.rows)
         self.tokenizer = tokenizer_fingerprint(parts.policy.tokenizer.backend_tokenizer.to_str())
@@ -152,8 +179,8 @@ class Trainer:
         self.rng = random.Random(f"{config.run.seed}/replay")  # noqa: S311 - not a secret
         self.learner = learner
         self.schedule = Schedule(config, parts.tasks, parts.run.trajectories, self.teaches)
-        self._count: Callable[[Trajectory], None] = lambda trajectory: None
         self._collecting = 0
+        self.board = Board(config, parts.usages)
         root = parts.run.root
         self.saver = Saver(
             Checkpointer(
@@ -172,15 +199,16 @@ class Trainer:
     async def warm_start(self, progress: Progress) -> WarmStart:
         """Imitate the demonstrations of the training tasks, or those of a data set, and publish a checkpoint."""
         parts, config = self.parts, self.config
-        demonstrations, screenshots = await self._demonstrations(progress)
-        result = await imitate(
-            self.learner,
-            demonstrations,
-            screenshots,
-            config.imitation,
-            seed=config.run.seed,
-            reporter=parts.reporter,
-        )
+        with self.board.phase("imitates"):
+            demonstrations, screenshots = await self._demonstrations(progress)
+            result = await imitate(
+                self.learner,
+                demonstrations,
+                screenshots,
+                config.imitation,
+                seed=config.run.seed,
+                reporter=parts.reporter,
+            )
         parts.reporter.say(
             f"imitation: {result.steps} steps in {result.seconds:.0f} s; a whole demonstration is sampled with "
             f"probability {result.probability_after:.2f}"
@@ -240,9 +268,10 @@ class Trainer:
 
     async def save(self) -> None:
         """Begin a checkpoint of what has finished, and remove what is not needed any more. Raises CheckpointError."""
-        await self.saver.finish()  # every index that counts is published now, or is what the buffer holds
-        self._tidy()
-        await self.saver.save()
+        with self.board.phase("saves"):
+            await self.saver.finish()  # every index that counts is published now, or is what the buffer holds
+            self._tidy()
+            await self.saver.save()
 
     def _tidy(self) -> None:
         """Remove the replay rows that neither the buffer nor a checkpoint needs."""
@@ -256,7 +285,8 @@ class Trainer:
 
     async def publish(self, progress: Progress) -> None:
         """Give the engine the learner's weights as the policy version that the run is at."""
-        await self.parts.engine.push(self.learner.weights(), progress.policy_version)
+        with self.board.phase("publishes weights"):
+            await self.parts.engine.push(self.learner.weights(), progress.policy_version)
 
     @asynccontextmanager
     async def rollouts(self, progress: Progress) -> AsyncIterator[Rollouts]:
@@ -266,21 +296,23 @@ class Trainer:
 
         def keep(trajectory: Trajectory) -> None:
             parts.run.trajectories.append(self._collecting, trajectory)
-            self._count(trajectory)
+            keep_fault(parts.run, progress, self._collecting, trajectory)
+            self.board.ended(trajectory)
 
         collector = parts.collector(temperature=self.config.engine.temperature, on_trajectory=keep)
         left = self.config.trainer.max_steps - progress.step
         async with collector.running(self.schedule.begin(progress.policy_version, left)) as rollouts:
+            self.board.rollouts = rollouts
             yield rollouts
 
-    async def batch(self, progress: Progress, rollouts: Rollouts, step: int) -> Batch:
+    async def batch(self, rollouts: Rollouts, step: int) -> Batch:
         """The groups of a step. Raises ArpoError when not one episode could be completed."""
         config = self.config
         total = config.trainer.tasks_per_step * config.rollout.group_size
-        title = f"step {step}/{config.trainer.max_steps} rollouts"
-        with watching(self.parts, progress, step, title, total) as self._count:
+        with self.board.phase("waits for episodes"):
             batch = await rollouts.batch()
         self._collecting = step + 1
+        self.board.taken()
         if not any(group.trajectories for group in batch.groups):
             raise ArpoError(
                 f"step {step}: none of {total} episodes could be completed, retries included "
@@ -304,11 +336,14 @@ class Trainer:
         for group in batch.spare:
             self.replay.store(group.trajectories, step=step)
         self.parts.run.batch(batch_record(step, members, batch))
-        return await asyncio.to_thread(self.learner.step, members, self.parts.run.screenshots.get)
+        with self.board.phase("learns"):
+            return await asyncio.to_thread(self.learner.step, members, self.parts.run.screenshots.get)
 
     async def evaluate(self, progress: Progress, label: str) -> EvaluationResult:
         """Evaluate the engine's policy on the evaluation tasks."""
-        result = await run_evaluation(self.parts, progress, label)
+        with self.board.phase(f"waits for evaluation {label}"):
+            result = await run_evaluation(self.parts, progress, label)
+        self.trackers.log(progress.step, evaluation_metrics(result))
         shown = "no valid episode" if result.success is None else f"{100 * result.success:.0f} % success"
         self.parts.reporter.say(f"evaluation {label}: {shown} over {result.episodes} episodes")
         return result
@@ -343,9 +378,11 @@ class Trainer:
             learned,
             seconds,
             utilisation,
+            rss_gib(),
         )
         progress.per_step.append(row)
         self.parts.run.metrics(row)
+        self.trackers.log(progress.step, row)
         self.parts.reporter.say(
             f"step {progress.step}/{self.config.trainer.max_steps}: score {row['rollout/score']:.2f}  "
             f"replayed {row['replay/injected']:.0f}  grad norm {row['learner/grad_norm']:.3g}  "
@@ -353,31 +390,3 @@ class Trainer:
         )
         for warning in warnings(row, self.config):
             self.parts.reporter.say(f"warning: {warning}")
-
-    def summarise(self, progress: Progress, after: EvaluationResult | None, seconds: float) -> Summary:
-        """Write and return `summary.json`."""
-        parts = self.parts
-        saved = folders.complete(parts.run.checkpoints)
-        newest = saved[-1] if saved else None
-        best = folders.best(saved, evaluated(parts.run.root))
-        summary = Summary(
-            run=str(parts.run.root),
-            provider=parts.config.env.provider if parts.server else str(parts.config.env.url),
-            steps=progress.step,
-            policy_version=progress.policy_version,
-            optimizer_steps=int(sum(row["learner/optimizer_steps"] for row in progress.per_step)),
-            warm_start=progress.warm_start,
-            before=progress.before,
-            after=after,
-            per_step=progress.per_step,
-            faults=progress.faults,
-            env_server_restarts=parts.server.restarts if parts.server else 0,
-            checkpoint=str(newest) if newest else None,
-            best_checkpoint=str(best) if best else None,
-            damaged_checkpoints=progress.damaged_checkpoints,
-            config_changes=parts.run.config_changes(),
-            seconds=seconds,
-            missing=missing_stages(parts.config, progress, after, newest.step if newest else None),
-        )
-        parts.run.write("summary.json", summary.model_dump(mode="json"))
-        return summary

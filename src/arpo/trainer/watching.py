@@ -7,6 +7,7 @@ from contextlib import contextmanager
 
 from arpo.rollout.evaluation import EvaluationResult, evaluate
 from arpo.trainer.assembly import Assembly
+from arpo.trainer.run_directory import RunDirectory
 from arpo.trainer.state import Progress
 from arpo.trajectory import Trajectory
 
@@ -38,12 +39,17 @@ def watching(
 
     def ended(trajectory: Trajectory) -> None:
         nonlocal done, successes
-        if trajectory.problem is not None:
-            parts.run.fault(step, trajectory)
-            progress.faults[trajectory.problem.code.value] += 1
+        keep_fault(parts.run, progress, step, trajectory)
         done += trajectory.valid
         successes += trajectory.succeeded(parts.config.replay.success_above)
         counter.update(done, f"{successes} successes")
 
     with parts.reporter.count(title, total) as counter:
         yield ended
+
+
+def keep_fault(run: RunDirectory, progress: Progress, step: int, trajectory: Trajectory) -> None:
+    """Keep and count the fault of an episode, if it had one."""
+    if trajectory.problem is not None:
+        run.fault(step, trajectory)
+        progress.faults[trajectory.problem.code.value] += 1
