@@ -114,9 +114,9 @@ def test_nobody_runs_a_lost_episode_again_before_the_env_server_is_back(tmp_path
 
 def test_a_bug_ends_the_collection_as_itself_and_gives_every_desktop_back(tmp_path) -> None:
     async def story(collector: Collector) -> None:
-        with pytest.raises(ExceptionGroup) as caught:
+        with pytest.raises((ZeroDivisionError, ExceptionGroup)) as caught:
             await collector.collect(scheduler(tasks=2, size=2, retries=3))
-        assert caught.group_contains(ZeroDivisionError)
+        assert caught.type is ZeroDivisionError or caught.group_contains(ZeroDivisionError)
 
     script = Script()
     with_collector(tmp_path, script, story, Says(ZeroDivisionError("a bug")))

@@ -55,16 +55,20 @@ class Collector:
     async def running(self, scheduler: Scheduler) -> AsyncIterator[Rollouts]:
         """Episodes run inside, also while nobody waits for a batch; those that still run at the end are stopped.
 
-        What is raised in one of them (a bug, or what `after_fault` raises) ends all and is raised here, in a group.
+        What is raised in one of them (a bug, or what `after_fault` raises) ends all and is raised here; in a group only if
+        there was more.
         """
-        async with asyncio.TaskGroup() as tasks:
-            rollouts = Rollouts(self, scheduler, tasks)
-            self.usages.add(rollouts.usage)
-            try:
-                yield rollouts
-            finally:
-                self.usages.discard(rollouts.usage)
-                rollouts.stop()
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                rollouts = Rollouts(self, scheduler, tasks)
+                try:
+                    yield rollouts
+                finally:
+                    rollouts.stop()
+        except BaseExceptionGroup as group:
+            if len(group.exceptions) == 1:
+                raise group.exceptions[0] from None
+            raise
 
 
 class Rollouts:
