@@ -1,3 +1,5 @@
+"""What only the `hf` engine does; what every engine must is in `conformance.py`."""
+
 import asyncio
 import hashlib
 from contextlib import asynccontextmanager
@@ -125,66 +127,6 @@ def test_greedy_sampling_is_what_transformers_generates(policy):
     assert generation.token_ids == expected[0, len(ids) :].tolist()
 
 
-def test_a_stop_token_ends_a_generation_and_is_part_of_it(policy):
-    ids, data = prompt(policy, 0, 1)
-    free = one_by_one(policy, [((ids, data), sampling())])[0]
-    stop = free.token_ids[5]
-    until = free.token_ids.index(stop) + 1
-    stopped, neighbour = together(
-        policy, [((ids, data), sampling(stop_token_ids=(stop,))), ((ids, data), sampling(1))]
-    )
-    assert stopped.token_ids == free.token_ids[:until]
-    assert len(stopped.logprobs) == until
-    assert stopped.stopped
-    assert not free.stopped
-    assert len(neighbour.token_ids) == 12
-
-
-def test_requests_with_different_limits_share_a_batch(policy):
-    ids, data = prompt(policy, 0, 1)
-    generations = together(policy, [((ids, data), sampling(max_new_tokens=n)) for n in (1, 7, 3)])
-    assert [len(g.token_ids) for g in generations] == [1, 7, 3]
-    assert generations[2].token_ids == generations[1].token_ids[:3]
-
-
-def test_ids_that_pretend_to_be_pictures_are_never_sampled(policy):
-    suppressed = {policy.encoder.image_token_id, policy.encoder.video_token_id}
-    ids, data = prompt(policy, 0, 0)
-    generations = together(
-        policy, [((ids, data), sampling(n, temperature=50.0, max_new_tokens=300)) for n in range(8)]
-    )
-    seen = {token for g in generations for token in g.token_ids}
-    assert len(seen) > len(policy.tokenizer) * 0.9
-    assert not seen & suppressed
-
-
-def test_pushed_weights_change_what_is_sampled_and_carry_their_version(policy):
-    trained = fresh_policy()
-    ids, data = prompt(policy, 0, 1)
-    greedy = sampling(temperature=0.0)
-
-    async def run():
-        async with engine_of(policy) as engine:
-            before = await engine.generate(ids, data, greedy)
-            with torch.no_grad():
-                for parameter in trained.model.model.language_model.parameters():
-                    parameter.add_(
-                        0.05 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1))
-                    )
-            await engine.push(dict(trained.model.named_parameters()), 7)
-            after = await engine.generate(ids, data, greedy)
-            # what the engine was given is copied: later changes of it are not seen
-            with torch.no_grad():
-                trained.model.model.language_model.norm.weight.zero_()
-            again = await engine.generate(ids, data, greedy)
-            return before, after, again, engine.policy_version
-
-    before, after, again, version = asyncio.run(run())
-    assert (before.policy_version, after.policy_version, version) == (0, 7, 7)
-    assert before.token_ids != after.token_ids
-    assert after == again
-
-
 def test_a_push_fails_no_request_and_leaves_what_was_asked_before_to_the_old_weights(policy):
     ids, data = prompt(policy, 0, 1)
 
@@ -199,24 +141,6 @@ def test_a_push_fails_no_request_and_leaves_what_was_asked_before_to_the_old_wei
             return [(await t).policy_version for t in early], [(await t).policy_version for t in late]
 
     assert asyncio.run(run()) == ([0] * 5, [3] * 2)
-
-
-def test_weights_that_do_not_fit_are_refused_and_the_old_ones_stay(policy):
-    ids, data = prompt(policy, 0, 1)
-    weights = dict(policy.model.named_parameters())
-    name = next(iter(weights))
-
-    async def run():
-        async with engine_of(policy) as engine:
-            before = await engine.generate(ids, data, sampling())
-            missing = {k: v for k, v in weights.items() if k != name}
-            for wrong in (missing, weights | {"extra": weights[name]}, weights | {name: weights[name][:1]}):
-                with pytest.raises(EngineError, match="do not fit"):
-                    await engine.push(wrong, 9)
-            return before, await engine.generate(ids, data, sampling())
-
-    before, after = asyncio.run(run())
-    assert before == after
 
 
 def test_a_failing_batch_raises_for_its_requests_and_the_engine_lives_on(policy):
@@ -235,31 +159,6 @@ def test_a_failing_batch_raises_for_its_requests_and_the_engine_lives_on(policy)
     outcomes, after = asyncio.run(run())
     assert all(isinstance(outcome, EngineError) for outcome in outcomes)
     assert len(after.token_ids) == 12
-
-
-@pytest.mark.parametrize(
-    "spoil",
-    [
-        lambda ids, data: (ids, [b"no picture"]),
-        lambda ids, data: (ids, []),
-        lambda ids, data: ([], []),
-    ],
-    ids=["unreadable picture", "missing picture", "empty prompt"],
-)
-def test_a_prompt_that_cannot_be_read_fails_alone(policy, spoil):
-    ids, data = prompt(policy, 0, 1)
-
-    async def run():
-        async with engine_of(policy) as engine:
-            return await asyncio.gather(
-                engine.generate(*spoil(ids, data), sampling()),
-                engine.generate(ids, data, sampling()),
-                return_exceptions=True,
-            )
-
-    bad, good = asyncio.run(run())
-    assert isinstance(bad, EngineError)
-    assert len(good.token_ids) == 12
 
 
 def test_a_cancelled_request_that_waits_is_never_computed(policy):
@@ -284,24 +183,6 @@ def test_a_cancelled_request_that_waits_is_never_computed(policy):
     asked = []
     policy.images.get(hashlib.sha256(unseen[0]).hexdigest(), lambda sha256: asked.append(sha256) or unseen[0])
     assert asked
-
-
-def test_cancelling_a_request_in_hand_leaves_its_neighbours_alone(policy):
-    ids, data = prompt(policy, 0, 1)
-
-    async def run():
-        async with engine_of(policy) as engine:
-            requests = [
-                asyncio.create_task(engine.generate(ids, data, sampling(n, max_new_tokens=80)))
-                for n in (0, 1)
-            ]
-            await asyncio.sleep(0.05)
-            requests[0].cancel()
-            neighbour = await requests[1]
-            return neighbour, await engine.generate(ids, data, sampling(1, max_new_tokens=80))
-
-    neighbour, again = asyncio.run(run())
-    assert neighbour.token_ids == again.token_ids
 
 
 def test_a_closed_engine_refuses_and_closing_twice_is_harmless(policy):

@@ -41,6 +41,38 @@ def test_the_defaults_fit_together():
         (["env.url=http://host:18082"], "without env.token_file", "env.token_file="),
         (["env.url=host:18082", "env.token_file=t"], "no URL", "env.url=http://"),
         (["model.device=cuda"], "hardware.gpus=0", "hardware.gpus=1"),
+        (
+            ["engine.kind=vllm", "engine.vllm.tensor_parallel=3", "hardware.gpus=4"],
+            "does not divide hardware.gpus=4",
+            "engine.vllm.tensor_parallel=2",
+        ),
+        (["engine.kind=vllm", "engine.temperature=3"], "above 2", "engine.temperature=2"),
+        (["engine.kind=vllm", "engine.eval_temperature=3"], "above 2", "engine.eval_temperature=2"),
+        (
+            ["engine.kind=vllm", "engine.vllm.weight_transfer=nccl"],
+            "hardware.gpus=0",
+            "weight_transfer=auto",
+        ),
+        (
+            [
+                "engine.kind=vllm",
+                "engine.vllm.weight_transfer=nccl",
+                "engine.vllm.colocate=true",
+                "hardware.gpus=1",
+            ],
+            "a GPU for each side",
+            "weight_transfer=ipc",
+        ),
+        (
+            ["engine.kind=vllm", "engine.vllm.weight_transfer=ipc", "hardware.gpus=2"],
+            "both sides on one GPU",
+            "weight_transfer=nccl",
+        ),
+        (
+            ["engine.kind=vllm", "engine.vllm.max_model_len=4096"],
+            "shorter than a whole episode",
+            "engine.vllm.max_model_len=",
+        ),
         (["model.device=cpu", "hardware.gpus=2"], "uses none of hardware.gpus=2", "hardware.gpus=0"),
         (
             ["model.path=ByteDance-Seed/UI-TARS-2B-SFT"],

@@ -138,11 +138,34 @@ class ModelSection(Section):
     """Train adapters instead of the weights."""
 
 
+class VllmSection(Section):
+    """The `vllm` engine: where it computes, what it may keep, how weights reach it. `docs/engines.md` explains."""
+
+    tensor_parallel: Positive = 1
+    """GPUs that one engine is spread over; without GPUs, processes."""
+    gpu_memory_utilization: Annotated[float, Field(gt=0, le=1)] = 0.9
+    """Share of each GPU's memory that the engine takes; smaller with `colocate`, beside what the learner keeps."""
+    kv_cache_gib: Annotated[float, Field(ge=0)] = 0.0
+    """Memory of the key-value cache; 0: what `gpu_memory_utilization` leaves for it (on the CPU, of the host's)."""
+    max_model_len: NonNegative = 0
+    """Tokens of the longest prompt and reply; 0: `learner.max_row_tokens`, or the model's own limit if that is less."""
+    enforce_eager: bool = False
+    """No CUDA graphs and no compilation: a quicker start, slower sampling."""
+    colocate: bool = False
+    """On the learner's GPUs: the engine's memory is given away while the learner works, weights included."""
+    prefix_caching: bool = True
+    """Remember key-value blocks of prompts: each step of an episode repeats what came before."""
+    mm_cache_gib: Annotated[float, Field(ge=0)] = 4.0
+    """Memory for preprocessed pictures."""
+    weight_transfer: Literal["auto", "nccl", "ipc", "gloo", "reload"] = "auto"
+    """`nccl`; `ipc` (same GPU); `gloo` (CPU); `reload`: through a file in memory; `auto`: the first that fits."""
+
+
 class EngineSection(Section):
     """Sampling."""
 
-    kind: Literal["hf"] = "hf"
-    """`hf`: transformers in the trainer's process."""
+    kind: Literal["hf", "vllm"] = "hf"
+    """`hf`: transformers in the trainer's process; `vllm`: continuous batching and caches (`arpo[vllm]`)."""
     max_new_tokens: Positive = 512
     """Longest assistant turn."""
     temperature: Annotated[float, Field(gt=0)] = 1.0
@@ -153,6 +176,8 @@ class EngineSection(Section):
     """Nucleus sampling."""
     max_batch: Positive = 16
     """Largest number of prompts sampled together."""
+    vllm: VllmSection = VllmSection()
+    """Settings of the `vllm` kind."""
 
 
 class RolloutSection(Section):

@@ -25,7 +25,7 @@ Architecture = Literal["qwen2_5_vl", "qwen2_vl", "qwen3_vl"]
 VOCABULARY = 2000
 _VISION_SCALE = 0.002
 _MARKER = "tiny.json"
-_RECIPE = 2
+_RECIPE = 3
 """Part of the hash: raise it when a change below changes what is built."""
 
 _PAD, _END = "<|endoftext|>", "<|im_end|>"
@@ -211,4 +211,6 @@ def _config(architecture: Architecture, ids: dict[str, int]) -> Any:
             return Qwen2VLConfig(text_config=text, vision_config=vision, **whole)
         case "qwen3_vl":
             vision |= wide | {"num_position_embeddings": 256, "deepstack_visual_indexes": [0, 1]}
+            # transformers interleaves whatever this says, vLLM only when it is said
+            text["rope_parameters"]["mrope_interleaved"] = True
             return Qwen3VLConfig(text_config=text | {"head_dim": 32}, vision_config=vision, **whole)

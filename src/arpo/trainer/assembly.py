@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
@@ -20,7 +21,7 @@ from arpo.protocol.messages import SessionOptions
 from arpo.protocol.problems import ConfigError
 from arpo.rollout.collect import Collector
 from arpo.rollout.engines.base import Engine, Sampling
-from arpo.rollout.engines.hf import HFEngine
+from arpo.rollout.engines.make import make_engine
 from arpo.rollout.episode import EpisodeRules, EpisodeRunner
 from arpo.rollout.usage import Usage
 from arpo.tasks.model import Task
@@ -173,8 +174,18 @@ async def assemble(
         env, server = await stack.enter_async_context(
             env_client(config, run.root / "env-server.log", reporter)
         )
-        engine = HFEngine(policy, config.engine.max_batch, policy_version=policy_version)
+        # aside, as some take minutes to start
+        engine = await asyncio.to_thread(
+            make_engine,
+            config,
+            policy,
+            source.path,
+            weights=source.weights,
+            policy_version=policy_version,
+        )
         stack.push_async_callback(engine.close)
+        if fill and not source.weights:
+            await engine.push(dict(policy.model.named_parameters()), policy_version)
         yield Assembly(
             config=config,
             run=run,

@@ -15,6 +15,7 @@ from arpo.config.model import Config
 _TURN_OVERHEAD = 16
 # System message and prompt without the instruction, which is taken to be short beside them.
 _PROMPT_TOKENS = {"full": 640, "short": 64}
+_VLLM_HOTTEST = 2
 
 
 def check(config: Config) -> list[str]:
@@ -24,6 +25,7 @@ def check(config: Config) -> list[str]:
         *_screenshots(config),
         *_environment(config),
         *_model(config),
+        *(_vllm(config) if config.engine.kind == "vllm" else ()),
     ]
 
 
@@ -123,6 +125,41 @@ def _model(config: Config) -> Iterator[str]:
                 f"agent.profile={agent.profile} is the wrong coordinate convention for {model.path}; "
                 f"fix: agent.profile={profile}"
             )
+
+
+def _vllm(config: Config) -> Iterator[str]:
+    engine, vllm, gpus = config.engine, config.engine.vllm, config.hardware.gpus
+    method = f"engine.vllm.weight_transfer={vllm.weight_transfer}"
+    for name, temperature in (
+        ("temperature", engine.temperature),
+        ("eval_temperature", engine.eval_temperature),
+    ):
+        if temperature > _VLLM_HOTTEST:
+            yield (
+                f"engine.{name}={temperature} is above {_VLLM_HOTTEST}, which vLLM refuses; "
+                f"fix: engine.{name}={_VLLM_HOTTEST}"
+            )
+    if gpus and gpus % vllm.tensor_parallel:
+        yield (
+            f"engine.vllm.tensor_parallel={vllm.tensor_parallel} does not divide hardware.gpus={gpus}; "
+            f"fix: engine.vllm.tensor_parallel={_divisor(gpus, vllm.tensor_parallel)}"
+        )
+    if not gpus and vllm.weight_transfer in ("nccl", "ipc"):
+        yield f"{method} needs GPUs, but hardware.gpus=0; fix: engine.vllm.weight_transfer=auto"
+    if vllm.weight_transfer == "nccl" and vllm.colocate:
+        yield f"{method} needs a GPU for each side, but engine.vllm.colocate=true; fix: engine.vllm.weight_transfer=ipc"
+    if vllm.weight_transfer == "ipc" and gpus and not vllm.colocate:
+        yield f"{method} needs both sides on one GPU, but engine.vllm.colocate=false; fix: engine.vllm.weight_transfer=nccl"
+    try:
+        whole = row_tokens(config, config.rollout.max_steps)
+    except ValueError:
+        return  # said already
+    if 0 < vllm.max_model_len < whole:
+        yield (
+            f"engine.vllm.max_model_len={vllm.max_model_len} is shorter than a whole episode of "
+            f"rollout.max_steps={config.rollout.max_steps} steps (about {whole} tokens); "
+            f"fix: engine.vllm.max_model_len={whole}"
+        )
 
 
 def _divisor(number: int, at_most: int) -> int:

@@ -129,6 +129,7 @@ def _demonstrations(config: Config, suite: Suite, tasks: Sequence[Task]) -> str:
 def _machine(config: Config) -> Iterator[Check]:
     yield _checked("model", lambda: _model(config))
     yield _checked("trackers", lambda: _trackers(config))
+    yield _checked("engine", lambda: _engine(config))
     yield _checked("gpus", lambda: _gpus(config))
     yield _checked("desktops", lambda: _desktops(config))
 
@@ -168,6 +169,15 @@ def _trackers(config: Config) -> str:
                 "or run.trackers without it"
             )
     return ", ".join(config.run.trackers) or "none wanted"
+
+
+def _engine(config: Config) -> str:
+    kind = config.engine.kind
+    if kind == "vllm" and importlib.util.find_spec("vllm") is None:
+        raise ConfigError(
+            "engine.kind=vllm needs vLLM, which is not installed; fix: pip install 'arpo[vllm]'"
+        )
+    return kind
 
 
 def _gpus(config: Config) -> str:

@@ -111,6 +111,8 @@ class _Rank:
         self.chunk = min(learner.logits_chunk, load.sampled)
         self.lora = model.lora.rank
         self.frozen_tower = model.freeze_vision or self.lora > 0
+        self.vllm = config.engine.vllm if config.engine.kind == "vllm" else None
+        self.gpu_memory = config.hardware.gpu_memory_gib * GIB
         self.e = 2 if model.dtype == "bfloat16" else 4
         self.master = 2 if learner.weights == "kahan" else 4
 
@@ -141,8 +143,10 @@ class _Rank:
     def moments(self) -> Iterator[Moment]:
         """All that may be the worst one."""
         yield self._start()
-        if self.leader:
+        if self.leader and self.vllm is None:
             yield self._moment("sampling", **self._sampling())
+        if self.vllm is not None and self.vllm.colocate and self.gpu:
+            yield self._moment("sampling", engine=int(self.vllm.gpu_memory_utilization * self.gpu_memory))
         if self.frozen_tower and self.load.row_pictures:
             yield self._moment("encoding pictures", gradients=self.gradients, pictures=self._encoding())
         yield self._moment("output head", **self._output_head())
@@ -169,6 +173,9 @@ class _Rank:
         return Moment(name, {n: resident.get(n, 0) + parts.get(n, 0) for n in resident | parts})
 
     def _engine(self) -> int:
+        """A model beside the learner's. vLLM's is asleep while the learner works, or on GPUs of its own."""
+        if self.vllm is not None and self.gpu:
+            return 0
         return self.e * (self.text.parameters + self.vision.parameters) if self.leader else 0
 
     def _start(self) -> Moment:
