@@ -54,16 +54,13 @@ def changed_tasks_table(comparison: Comparison, first: str, second: str) -> Tabl
 
 
 def in_words(result: EvaluationResult) -> str:
-    """`50 % (95 %: 15 to 85 %) over 2 tasks, 4 episodes`."""
+    """`50 % (95 %: 15 to 85 %), 4 episodes, 1 lost`."""
     statistics = result.statistics
     if statistics.success is None:
         return "no valid episode"
     success = statistics.success
     lost = f", {statistics.lost} lost" if statistics.lost else ""
-    return (
-        f"{_percent(success.value)} (95 %: {_interval(success)}) over {success.tasks} tasks, "
-        f"{statistics.episodes} episodes{lost}"
-    )
+    return f"{_percent(success.value)} (95 %: {_interval(success)}), {statistics.episodes} episodes{lost}"
 
 
 def _cells(statistics: Statistics, ks: list[int]) -> list[str]:
