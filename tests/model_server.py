@@ -110,11 +110,11 @@ def pictures(body: dict[str, Any]) -> list[tuple[int, int]]:
     return sizes
 
 
-def demonstrations(suite_name: str, profile: Profile) -> Callable[[dict[str, Any]], str]:
+def demonstrations(suite_name: str, ids: set[str], profile: Profile) -> Callable[[dict[str, Any]], str]:
     """Answers that solve a suite's tasks, or give up at once: half of the episodes each, by their seeds."""
     suite = load_suite(suite_name)
     scripts = {}
-    for task in suite.tasks():
+    for task in [task for task in suite.tasks() if task.id in ids]:
         demonstration = suite.demonstration(task)
         if demonstration is not None:
             scripts[profile.user_prompt(task.instruction)] = [
