@@ -67,7 +67,10 @@ class ModelServer:
         await asyncio.sleep(self.delay_s)
         self.at_once -= 1
         message = {"role": "assistant", "content": self.answer(body)}
-        return {"object": "chat.completion", "choices": [{"index": 0, "message": message, "finish_reason": "stop"}]}
+        return {
+            "object": "chat.completion",
+            "choices": [{"index": 0, "message": message, "finish_reason": "stop"}],
+        }
 
 
 @contextmanager

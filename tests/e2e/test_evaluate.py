@@ -11,15 +11,28 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from model_server import KEY, ModelServer, demonstrations, episode_seed, model_server, pictures, refusal, turn_of
 from runs import ROOT, alive, children, lines, wait_for
 
 from arpo.agent.profiles import get_profile
 from arpo.trajectory import Trajectory
+from model_server import (
+    KEY,
+    ModelServer,
+    demonstrations,
+    episode_seed,
+    model_server,
+    pictures,
+    refusal,
+    turn_of,
+)
 
 Arpo = Callable[..., subprocess.CompletedProcess[str]]
 PROFILE = get_profile("uitars-1.5", min_pixels=3_136, max_pixels=100_352, prompt="short")
-TASKS = {"calculator": ["calculator-product", "calculator-sum"], "files": ["files-delete"], "notes": ["notes-milk"]}
+TASKS = {
+    "calculator": ["calculator-product", "calculator-sum"],
+    "files": ["files-delete"],
+    "notes": ["notes-milk"],
+}
 # runs a command as `arpo` does, then says which heavy packages it has loaded
 WATCHED = """
 import sys
@@ -31,7 +44,9 @@ print("loaded:", [name for name in ("torch", "transformers", "numpy", "ray") if 
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[ModelServer]:
-    script = ModelServer(demonstrations("simulated", {name for names in TASKS.values() for name in names}, PROFILE), key=KEY)
+    script = ModelServer(
+        demonstrations("simulated", {name for names in TASKS.values() for name in names}, PROFILE), key=KEY
+    )
     with model_server(script):
         yield script
 
@@ -72,7 +87,11 @@ def result(run: Path, label: str = "mine") -> dict:
 
 def episodes(run: Path) -> list[Trajectory]:
     log = run / "evaluations" / "mine" / "episodes.jsonl"
-    return [Trajectory.model_validate_json(line) for line in log.read_text().splitlines(keepends=True) if line[-1] == "\n"]
+    return [
+        Trajectory.model_validate_json(line)
+        for line in log.read_text().splitlines(keepends=True)
+        if line[-1] == "\n"
+    ]
 
 
 def test_a_model_server_is_evaluated_without_torch(whole: tuple[Path, str], server: ModelServer) -> None:
@@ -105,7 +124,9 @@ def test_every_episode_is_a_folder_that_osworlds_tools_read(whole: tuple[Path, s
     assert scores == {task["task_id"]: task["scores"] for task in result(run)["tasks"]}
 
 
-def test_the_key_is_nowhere_but_in_its_header(whole: tuple[Path, str], folder: Path, server: ModelServer) -> None:
+def test_the_key_is_nowhere_but_in_its_header(
+    whole: tuple[Path, str], folder: Path, server: ModelServer
+) -> None:
     run, said = whole
     assert KEY not in said
     for path in run.rglob("*"):
@@ -163,7 +184,9 @@ def test_a_killed_evaluation_goes_on_and_ends_as_one_that_was_not(
     done = arpo(*command)
     assert done.returncode == 0, done.stderr
     assert f"going on: {len(recorded)} of 8 episodes are recorded" in done.stderr
-    assert Counter(t.episode_id for t in episodes(run)) == Counter({t.episode_id: 1 for t in episodes(whole[0])})
+    assert Counter(t.episode_id for t in episodes(run)) == Counter(
+        {t.episode_id: 1 for t in episodes(whole[0])}
+    )
     began = [episode_seed(body) for body in server.bodies[asked:] if turn_of(body) == 0]
     assert len(began) == 8 - len(recorded), "a valid episode was run again"
     assert result(run) == result(whole[0])
@@ -221,7 +244,10 @@ def test_clean_and_noisy_are_compared_task_by_task(arpo: Arpo, whole: tuple[Path
     noisy = result(run) | {"policy": "noisy"}
     for task in noisy["tasks"][1:]:
         task["scores"] = [0.0, 0.0]
-    noisy["tasks"] = [*noisy["tasks"][1:], {"task_id": "extra", "domain": "notes", "scores": [1.0], "lost": 1}]
+    noisy["tasks"] = [
+        *noisy["tasks"][1:],
+        {"task_id": "extra", "domain": "notes", "scores": [1.0], "lost": 1},
+    ]
     (run / "evaluations" / "noisy.json").write_text(json.dumps(noisy))
     shown = arpo("compare", str(run), "mine", "noisy")
     assert shown.returncode == 0, shown.stderr
@@ -238,7 +264,9 @@ def test_clean_and_noisy_are_compared_task_by_task(arpo: Arpo, whole: tuple[Path
 
 
 @pytest.mark.parametrize("command", ["train", "imitate"])
-def test_training_with_a_model_server_is_refused(arpo: Arpo, folder: Path, server: ModelServer, command) -> None:
+def test_training_with_a_model_server_is_refused(
+    arpo: Arpo, folder: Path, server: ModelServer, command
+) -> None:
     words = arguments(folder, server, "trained")[1:-2]
     refused = arpo(command, *words)
     assert refused.returncode == 2

@@ -86,7 +86,7 @@ def outcome(run: Path) -> dict[str, Any]:
     return {
         "step": saved.step,
         "metrics": untimed(lines(run / "metrics.jsonl")),
-        "evaluations": {p.name: json.loads(p.read_text()) for p in (run / "evaluations").iterdir()},
+        "evaluations": {p.name: json.loads(p.read_text()) for p in (run / "evaluations").glob("*.json")},
         "replay": replay,
     }
 

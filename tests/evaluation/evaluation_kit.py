@@ -25,7 +25,9 @@ def identity(*names: str, policy: str = "p", **overrides: Any) -> Identity:
 
 
 def record(folder: Path, *names: str, repeats: int = 1, **changes: Any) -> EvaluationRecord:
-    return open_record(folder / "mine", identity(*names, **changes), repeats, ScreenshotStore(folder / "screenshots"))
+    return open_record(
+        folder / "mine", identity(*names, **changes), repeats, ScreenshotStore(folder / "screenshots")
+    )
 
 
 def episode(

@@ -11,7 +11,8 @@ from arpo.evaluation.result import EvaluationResult, TaskResult
 
 def evaluation(**scores: list[float]) -> EvaluationResult:
     tasks = [
-        TaskResult(task_id=name, domain=name[0], scores=values, lost=2 - len(values)) for name, values in scores.items()
+        TaskResult(task_id=name, domain=name[0], scores=values, lost=2 - len(values))
+        for name, values in scores.items()
     ]
     return EvaluationResult(policy_version=0, tasks=tasks, faults={})
 

@@ -16,7 +16,9 @@ from arpo.rollout.collect import Collector
 from arpo.trajectory import Trajectory
 
 
-def run(folder, script: Script, mine: EvaluationRecord, *, retries: int = 0) -> tuple[EvaluationResult, list[Trajectory]]:
+def run(
+    folder, script: Script, mine: EvaluationRecord, *, retries: int = 0
+) -> tuple[EvaluationResult, list[Trajectory]]:
     ended: list[Trajectory] = []
 
     async def at_once() -> None: ...

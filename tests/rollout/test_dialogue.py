@@ -74,7 +74,9 @@ def test_only_the_latest_screenshots_are_shown_and_every_answer(tmp_path) -> Non
     assert [turn.text for turn in t.turns] == [CLICK, CLICK, CLICK, FINISH]
     assert all(turn.started_at is not None for turn in t.turns)
     store = ScreenshotStore(tmp_path / "screenshots")
-    assert [m.picture for m in engine.heard[3] if m.picture] == [store.get(turn.observation) for turn in t.turns[2:]]
+    assert [m.picture for m in engine.heard[3] if m.picture] == [
+        store.get(turn.observation) for turn in t.turns[2:]
+    ]
 
 
 def test_a_dialogue_in_words_has_no_row_and_nothing_can_be_learned_from_it(tmp_path) -> None:

@@ -10,6 +10,8 @@ import pytest
 
 from arpo.config.load import load_config
 from arpo.config.model import Config
+from arpo.evaluation.identity import Identity
+from arpo.evaluation.record import open_record
 from arpo.protocol.problems import ConfigError
 from arpo.trainer.run_directory import RunDirectory
 
@@ -81,3 +83,14 @@ def test_going_on_from_a_step_forgets_what_will_be_made_again(tmp_path) -> None:
         run.forget_after(-1)
         assert (run.root / "metrics.jsonl").read_text() == ""
         assert not (log / "step-000000.jsonl").exists()
+
+
+def test_evaluations_of_later_steps_are_forgotten_with_their_episodes(tmp_path) -> None:
+    with RunDirectory(config(tmp_path)) as run:
+        for label, step in (("before", 0), ("step-000001", 1), ("step-000002", 2), ("after", 3), ("mine", 3)):
+            identity = Identity.of(
+                config(tmp_path), [], label=label, step=step, policy="p", policy_version=step
+            )
+            open_record(run.evaluation_record(label), identity, 1, run.screenshots)
+        run.forget_after(1)
+        assert names(run.root / "evaluations") == ["before", "mine", "step-000001"]

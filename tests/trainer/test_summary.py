@@ -6,10 +6,10 @@ import io
 from typing import Any
 
 import pytest
-from arpo.evaluation.result import EvaluationResult, TaskResult
 from rich.console import Console
 
 from arpo.config.load import load_config
+from arpo.evaluation.result import EvaluationResult, TaskResult
 from arpo.trainer.state import Progress, WarmStart
 from arpo.trainer.summary import Summary, missing_stages, print_summary
 

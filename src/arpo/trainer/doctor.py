@@ -90,7 +90,7 @@ def _tasks(config: Config, *, served: bool) -> Iterator[Check]:
             f"env.provider={provider} cannot run suite {wanted.suite}, which is made for "
             f"{' and '.join(suite.providers)}; fix: env.provider={suite.providers[0]} or another tasks.suite",
         )
-    if config.imitation.enabled:
+    if config.imitation.enabled and not served:
         dataset = config.imitation.dataset
         look = partial(_dataset, dataset) if dataset else partial(_demonstrations, config, suite, tasks)
         yield _checked("demonstrations", look)
