@@ -6,7 +6,6 @@ from arpo.config.load import load_config
 from arpo.config.model import Config
 from arpo.trainer.checks import check, check_training, row_tokens
 
-
 SERVED = ("engine.kind=openai", "engine.openai.model=m")
 
 
