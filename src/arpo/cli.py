@@ -1,6 +1,7 @@
 """The `arpo` command: parse, call, print.
 
-Exit codes: 0 done, 1 failed, 2 wrong input, 130 and 143 stopped by a signal, 75 `train` stopped by SIGTERM: run it again.
+Exit codes: 0 done, 1 failed, 2 wrong input, 130 and 143 stopped by a signal, 75 `train` or `evaluate` stopped by SIGTERM:
+run it again.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from arpo.config.load import load_config, parse_arguments
 from arpo.config.model import Config
 from arpo.console import Failed, run_app, until_signal
 from arpo.env_commands import env_app
+from arpo.evaluation_commands import compare_command, evaluate_command
 from arpo.replay_commands import replay_app
 from arpo.trainer.progress import Reporter
 
@@ -49,6 +51,7 @@ SuiteOption = Annotated[str, typer.Option("--suite", "-s", help="Built-in suite 
 SetOption = Annotated[
     str, typer.Option("--set", help="Name or path of a set file {domain: [ids]}; `all`: every task.")
 ]
+JsonOption = Annotated[bool, typer.Option("--json", help="A JSON document on stdout.")]
 CheckpointOption = Annotated[str, typer.Option(help="latest, best (highest success in training) or step-N.")]
 
 
@@ -68,12 +71,12 @@ def _load(arguments: list[str]) -> Config:
     return load_config(path, overrides)
 
 
-def _checked(arguments: list[str]) -> Config:
+def _checked(arguments: list[str], *, training: bool = False) -> Config:
     """The configuration, after everything that can be refused before a model is loaded."""
     from arpo.trainer.doctor import preflight, raise_if_failed
 
     config = _load(arguments)
-    raise_if_failed(preflight(config, hardware=True))
+    raise_if_failed(preflight(config, hardware=True, training=training))
     return config
 
 
@@ -109,7 +112,7 @@ def train(arguments: Arguments) -> None:
     from arpo.trainer.stop import Stop, stoppable_at_once, until_stopped
 
     with stoppable_at_once():
-        config = _checked(arguments)
+        config = _checked(arguments, training=True)
         reporter = _reporter()
         from arpo.trainer.summary import print_summary
         from arpo.trainer.train import train as run_training
@@ -126,7 +129,7 @@ def imitate(arguments: Arguments) -> None:
     """Record the tasks' demonstrations on the desktops and imitate them; `arpo train` of the same run goes on."""
     if _followed(arguments):
         return
-    config = _checked([*arguments, "imitation.enabled=true"])
+    config = _checked([*arguments, "imitation.enabled=true"], training=True)
     reporter = _reporter()
     from arpo.trainer.train import warm_start
 
@@ -141,26 +144,53 @@ def imitate(arguments: Arguments) -> None:
 def evaluate(
     arguments: Arguments,
     label: Annotated[str, typer.Option(help="Name of the result under <run>/evaluations/.")] = "evaluate",
-    checkpoint: CheckpointOption = "latest",
+    checkpoint: Annotated[
+        str,
+        typer.Option(help="latest, best (highest success in training), step-N, or none: model.path itself."),
+    ] = "latest",
+    fresh: Annotated[bool, typer.Option("--fresh", help="Forget what is recorded under the label.")] = False,
+    as_json: JsonOption = False,
 ) -> None:
-    """Evaluate a policy on tasks.eval_set: the run's checkpoint, or model.path when it has none."""
-    config = _checked(arguments)
-    reporter = _reporter()
-    from arpo.trainer.evaluate import evaluate_run
+    """Evaluate a policy on tasks.eval_set: the run's checkpoint, model.path when it has none, or a model server.
 
-    result = _run(evaluate_run(config, reporter, label, checkpoint))
-    table = Table("domain", "success", "episodes")
-    for domain, (success, episodes) in result.by_domain().items():
-        table.add_row(domain, f"{100 * success:.0f} %", str(episodes))
-    if result.success is not None:
-        table.add_row("all", f"{100 * result.success:.0f} %", str(result.episodes), style="bold")
-    out.print(table)
-    if result.faults:
-        out.print(
-            "environment faults: " + ", ".join(f"{code} {n}" for code, n in sorted(result.faults.items()))
-        )
-    if lost := sum(task.lost for task in result.tasks):
-        raise Failed(f"{lost} episodes were lost to environment faults; the table holds the others only")
+    Each task is run trainer.eval_repeats times. Episodes are recorded as they end: the same command goes on where it was
+    stopped, and prints the result of what is complete. With engine.kind=openai the policy is engine.openai.model at
+    engine.openai.url.
+    """
+    evaluate_command(_checked(arguments), label, checkpoint, fresh=fresh, as_json=as_json)
+
+
+@app.command()
+def compare(
+    run: Annotated[
+        Path, typer.Argument(metavar="RUN", help="A run directory, <run.dir>/<run.name>.", show_default=False)
+    ],
+    first: Annotated[
+        str, typer.Argument(metavar="FIRST", help="Label of one of its evaluations.", show_default=False)
+    ],
+    second: Annotated[
+        str,
+        typer.Argument(
+            metavar="SECOND",
+            help="Another label, or the .json file of an evaluation anywhere.",
+            show_default=False,
+        ),
+    ],
+    as_json: JsonOption = False,
+) -> None:
+    """Compare two evaluations task by task: SECOND minus FIRST, with 95 % confidence intervals.
+
+    How much noise costs a policy:
+
+        arpo evaluate config=FILE tasks.suite=CLEAN --label clean
+
+        arpo evaluate config=FILE tasks.suite=NOISY --label noisy
+
+        arpo compare RUN clean noisy
+
+    Tasks are paired by domain and id; those of one side alone are listed and not counted.
+    """
+    compare_command(run, first, second, as_json=as_json)
 
 
 @app.command()

@@ -34,6 +34,7 @@ SMALL = (
     "rollout.group_size=3", "imitation.steps=30", "imitation.target_prob=0.3",
 )  # fmt: skip
 TIMED = {"started_at", "duration_s", "timings"}
+CLOCKED = ("seconds", "utilisation", "engine_requests", "rss")
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +65,7 @@ def untimed(value: Any) -> Any:
         return {
             key: untimed(inner)
             for key, inner in value.items()
-            if key not in TIMED and not any(word in key for word in ("seconds", "utilisation", "rss"))
+            if key not in TIMED and not any(word in key for word in CLOCKED)
         }
     return [untimed(inner) for inner in value] if isinstance(value, list) else value
 
@@ -87,7 +88,7 @@ def outcome(run: Path) -> dict[str, Any]:
     return {
         "step": saved.step,
         "metrics": untimed(lines(run / "metrics.jsonl")),
-        "evaluations": {p.name: json.loads(p.read_text()) for p in (run / "evaluations").iterdir()},
+        "evaluations": {p.name: json.loads(p.read_text()) for p in (run / "evaluations").glob("*.json")},
         "replay": replay,
     }
 

@@ -12,7 +12,6 @@ from scripted_desktop import Harness, Script, env_server
 
 from arpo.protocol.problems import ProblemCode, ProblemError
 from arpo.rollout.collect import Collector
-from arpo.rollout.evaluation import EvaluationResult, evaluate
 from arpo.rollout.groups import Group
 from arpo.rollout.scheduler import Scheduler
 from arpo.trajectory import Trajectory
@@ -121,20 +120,3 @@ def test_a_bug_ends_the_collection_as_itself_and_gives_every_desktop_back(tmp_pa
     script = Script()
     with_collector(tmp_path, script, story, Says(ZeroDivisionError("a bug")))
     assert script.started == script.closed
-
-
-def test_evaluation_keeps_faults_apart_from_failures(tmp_path) -> None:
-    results: list[EvaluationResult] = []
-
-    async def story(collector: Collector) -> None:
-        results.append(
-            await evaluate(collector, [task("a"), task("b")], label="eval", repeats=2, max_retries=0, seed=0)
-        )
-
-    with_collector(tmp_path, Script(evaluate=scripted([BROKEN, 0.0, 1.0])), story)
-    (result,) = results
-    assert result.faults == {"evaluator_failed": 1}
-    assert result.episodes == 3
-    assert sum(t.lost for t in result.tasks) == 1
-    assert result.success == pytest.approx(2 / 3)
-    assert result.policy_version == 7

@@ -4,7 +4,9 @@ import pytest
 
 from arpo.config.load import load_config
 from arpo.config.model import Config
-from arpo.trainer.checks import check, row_tokens
+from arpo.trainer.checks import check, check_training, row_tokens
+
+SERVED = ("engine.kind=openai", "engine.openai.model=m")
 
 
 def problems(*overrides: str) -> list[str]:
@@ -40,6 +42,24 @@ def test_the_defaults_fit_together():
         (["env.screen=[16384, 64]"], "aspect ratio", "env.screen="),
         (["env.url=http://host:18082"], "without env.token_file", "env.token_file="),
         (["env.url=host:18082", "env.token_file=t"], "no URL", "env.url=http://"),
+        (
+            ["engine.kind=openai", "engine.openai.model=m"],
+            "without engine.openai.url",
+            "engine.openai.url=http",
+        ),
+        (
+            ["engine.kind=openai", "engine.openai.url=http://h"],
+            "without engine.openai.model",
+            "engine.openai.model=",
+        ),
+        ([*SERVED, "engine.openai.url=h:8000"], "no URL of a server", "engine.openai.url=http://"),
+        ([*SERVED, "engine.openai.url=http://u:p@h/v1"], "which logs would show", "api_key_file"),
+        ([*SERVED, "engine.openai.url=http://h/v1?key=k"], "which logs would show", "api_key_file"),
+        (
+            [*SERVED, "engine.openai.url=http://h/v1/chat/completions"],
+            "not the base URL",
+            "engine.openai.url=http://h/v1",
+        ),
         (["model.device=cuda"], "hardware.gpus=0", "hardware.gpus=1"),
         (
             ["engine.kind=vllm", "engine.vllm.tensor_parallel=3", "hardware.gpus=4"],
@@ -109,3 +129,12 @@ def test_a_row_shorter_than_an_episode_is_fine_where_episodes_are_cut():
 
 def test_every_problem_is_reported():
     assert len(problems("rollout.group_size=1", "learner.max_row_tokens=64", "env.url=http://h:1")) == 3
+
+
+def test_a_model_server_needs_nothing_that_training_needs_and_cannot_train():
+    untrainable = ("rollout.group_size=1", "agent.history_screenshots=2", "learner.max_row_tokens=64")
+    config = load_config(None, [*SERVED, "engine.openai.url=http://h:8000", *untrainable])
+    assert check(config) == []
+    (message,) = check_training(config)
+    assert "fix: engine.kind=hf to train, or `arpo evaluate`" in message
+    assert check_training(load_config(None, [])) == []

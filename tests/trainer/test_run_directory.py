@@ -10,8 +10,10 @@ import pytest
 
 from arpo.config.load import load_config
 from arpo.config.model import Config
+from arpo.evaluation.identity import Identity
+from arpo.evaluation.record import open_record
+from arpo.evaluation.result import EvaluationResult, TaskResult
 from arpo.protocol.problems import ConfigError
-from arpo.rollout.evaluation import EvaluationResult, TaskResult
 from arpo.trainer.run_directory import RunDirectory
 from arpo.trainer.version import CodeVersion, Git
 
@@ -120,3 +122,14 @@ def test_what_stands_at_a_step_is_its_metrics_and_its_evaluation(tmp_path) -> No
         assert run.standing(0) == evaluated
         assert run.standing(1) == {"step": 1, "x": 0.5}
         assert run.standing(2) == {"step": 2, "x": 0.5, **evaluated}
+
+
+def test_evaluations_of_later_steps_are_forgotten_with_their_episodes(tmp_path) -> None:
+    with RunDirectory(config(tmp_path)) as run:
+        for label, step in (("before", 0), ("step-000001", 1), ("step-000002", 2), ("after", 3), ("mine", 3)):
+            identity = Identity.of(
+                config(tmp_path), [], label=label, step=step, policy="p", policy_version=step
+            )
+            open_record(run.evaluation_record(label), identity, 1, run.screenshots)
+        run.forget_after(1)
+        assert names(run.root / "evaluations") == ["before", "mine", "step-000001"]

@@ -9,7 +9,7 @@ import pytest
 from rich.console import Console
 
 from arpo.config.load import load_config
-from arpo.rollout.evaluation import EvaluationResult, TaskResult
+from arpo.evaluation.result import EvaluationResult, TaskResult
 from arpo.trainer.state import Progress, WarmStart
 from arpo.trainer.summary import Summary, missing_stages, print_summary
 from arpo.trainer.version import CodeVersion
@@ -115,7 +115,7 @@ def test_the_table_fits_80_columns_and_says_what_a_person_asks_first() -> None:
     assert max(map(len, lines)) <= 80
     flat = "".join(line.strip("│ ") for line in lines)
     for shown in (
-        "50 %  (2 episodes, 1 lost)", "100 %  (1 episodes)", "…  0.23", "0.29  0.30", "desktop_lost 2, reset_failed 1",
+        "50 % (95 %: 5 to 95 %), 2 episodes, 1 lost", "…  0.23", "0.29  0.30", "desktop_lost 2, reset_failed 1",
         "/somewhere/[deep]/folder", "did not happen: checkpoint: none of step 30", "62 s", "1.2 GiB at most",
         "best checkpoint", "step-000020", "damaged checkpoints",
     ):  # fmt: skip

@@ -103,7 +103,8 @@ class AgentSection(Section):
     max_format_errors: Positive = 1
     """An episode ends after this many turns whose text is no action."""
     history_screenshots: Positive = 15
-    """How many screenshots a row may hold; must be at least `rollout.max_steps`."""
+    """How many screenshots a row may hold; must be at least `rollout.max_steps`. With `engine.kind=openai` those of the
+    latest turns are shown."""
     max_pixels: Positive = 2_116_800
     """Screenshots are scaled down to at most this many pixels before the model sees them."""
     min_pixels: Positive = 3_136
@@ -161,11 +162,32 @@ class VllmSection(Section):
     """`nccl`; `ipc` (same GPU); `gloo` (CPU); `reload`: through a file in memory; `auto`: the first that fits."""
 
 
+class OpenAISection(Section):
+    """The `openai` engine: a model behind any OpenAI-compatible server. Only `arpo evaluate` can use it."""
+
+    url: str | None = None
+    """Base URL, to which `/chat/completions` is appended, e.g. http://127.0.0.1:8000/v1; of a bare host, its `/v1`."""
+    model: str | None = None
+    """Name of the model as the server knows it."""
+    api_key_file: UserPath | None = None
+    """File with the API key alone; unset: the environment's OPENAI_API_KEY, and without that no key is sent."""
+    parameters: dict[str, str | int | float | bool | None] = {}
+    """More fields of a request, or others than it would have; null leaves one out:
+    `{max_completion_tokens: 512, max_tokens: null}`."""
+    connect_timeout_s: Seconds = 10.0
+    """Until a connection stands."""
+    timeout_s: Seconds = 300.0
+    """Until the server has answered; it answers when the whole turn is sampled."""
+    outage_s: Annotated[float, Field(ge=0)] = 300.0
+    """How long a request is sent again while the server is overloaded, failing or gone; then its episode is invalid."""
+
+
 class EngineSection(Section):
     """Sampling."""
 
-    kind: Literal["hf", "vllm"] = "hf"
-    """`hf`: transformers in the trainer's process; `vllm`: continuous batching and caches (`arpo[vllm]`)."""
+    kind: Literal["hf", "vllm", "openai"] = "hf"
+    """`hf`: transformers in the trainer's process; `vllm`: continuous batching and caches (`arpo[vllm]`); `openai`: a model
+    server, for evaluation only."""
     max_new_tokens: Positive = 512
     """Longest assistant turn."""
     temperature: Annotated[float, Field(gt=0)] = 1.0
@@ -178,6 +200,8 @@ class EngineSection(Section):
     """Largest number of prompts sampled together."""
     vllm: VllmSection = VllmSection()
     """Settings of the `vllm` kind."""
+    openai: OpenAISection = OpenAISection()
+    """Settings of the `openai` kind."""
 
 
 class RolloutSection(Section):

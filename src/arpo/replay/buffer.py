@@ -172,6 +172,8 @@ class ReplayBuffer:
 def _check_group(trajectories: Sequence[Trajectory]) -> None:
     if not all(trajectory.valid for trajectory in trajectories):
         raise ValueError("an invalid trajectory cannot be in a group")
+    if not all(trajectory.trainable for trajectory in trajectories):
+        raise ValueError("a trajectory without sampled tokens cannot be in a group")
     if len({trajectory.task_id for trajectory in trajectories}) > 1:
         raise ValueError("a group is the trajectories of one task")
 

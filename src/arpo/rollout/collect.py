@@ -9,21 +9,18 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 from arpo.rollout.concurrency import Concurrency
-from arpo.rollout.engines.base import Engine, Generation, Sampling
+from arpo.rollout.dialogue import Reply
+from arpo.rollout.engines.base import AnyEngine
 from arpo.rollout.episode import EpisodeRules, EpisodeRunner
 from arpo.rollout.groups import Batch, Episode, Group
 from arpo.rollout.scheduler import Scheduler
 from arpo.rollout.usage import Usage
 from arpo.trajectory import Trajectory
-
-if TYPE_CHECKING:
-    import torch
 
 
 @dataclass(frozen=True)
@@ -38,7 +35,7 @@ class Collector:
     """
 
     runner: EpisodeRunner
-    engine: Engine
+    engine: AnyEngine
     rules: EpisodeRules
     concurrency: int
     on_trajectory: Callable[[Trajectory], None]
@@ -143,9 +140,9 @@ class Rollouts:
 
     async def _run(self, episode: Episode) -> None:
         collector = self._collector
-        engine = _Watched(collector.engine, self, episode.id)
+        watch = _Watch(self, episode.id)
         try:
-            trajectory = await collector.runner.run(episode, engine, collector.rules)
+            trajectory = await collector.runner.run(episode, collector.engine, collector.rules, watch)
             collector.on_trajectory(trajectory)
             if not trajectory.valid:
                 await collector.after_fault()
@@ -165,41 +162,28 @@ class Rollouts:
         """An episode's first token is asked for."""
         self._scheduler.began(episode_id)
 
-    def replied(self, generation: Generation, seconds: float) -> None:
+    def replied(self, reply: Reply, seconds: float) -> None:
         """An episode has a reply."""
-        self._concurrency.replied(generation.queued_s, seconds)
+        self._concurrency.replied(reply.queued_s, seconds)
 
 
-class _Watched:
-    """The engine as one episode sees it: what is asked for is counted."""
+class _Watch:
+    """Awaits the replies of one episode and counts them (`arpo.rollout.episode.Watch`)."""
 
-    def __init__(self, engine: Engine, rollouts: Rollouts, episode_id: str) -> None:
-        self._engine = engine
+    def __init__(self, rollouts: Rollouts, episode_id: str) -> None:
         self._rollouts = rollouts
         self._episode_id = episode_id
         self._began = False
 
-    @property
-    def policy_version(self) -> int:
-        return self._engine.policy_version
-
-    async def generate(
-        self, prompt_ids: Sequence[int], images: Sequence[bytes], sampling: Sampling
-    ) -> Generation:
+    async def __call__(self, reply: Awaitable[Reply]) -> Reply:
         if not self._began:
             self._began = True
             self._rollouts.began(self._episode_id)
         usage, started = self._rollouts.usage, time.monotonic()
         usage.request(+1)
         try:
-            generation = await self._engine.generate(prompt_ids, images, sampling)
+            replied = await reply
         finally:
             usage.request(-1)
-        self._rollouts.replied(generation, time.monotonic() - started)
-        return generation
-
-    async def push(self, weights: Mapping[str, torch.Tensor], version: int) -> None:
-        await self._engine.push(weights, version)
-
-    async def close(self) -> None:
-        await self._engine.close()
+        self._rollouts.replied(replied, time.monotonic() - started)
+        return replied

@@ -9,9 +9,9 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from arpo.agent.grammar import FormatError
 from arpo.agent.profiles import Profile
@@ -19,11 +19,19 @@ from arpo.client import EnvClient, Session
 from arpo.protocol.actions import Action
 from arpo.protocol.messages import SessionOptions
 from arpo.protocol.problems import Problem, ProblemCode, ProblemError
-from arpo.rollout.engines.base import Engine, EngineError, Sampling
+from arpo.rollout.dialogue import Dialogue, Reply, Words, open_dialogue
+from arpo.rollout.engines.base import AnyEngine, EngineError, Sampling
 from arpo.rollout.groups import Episode
-from arpo.rollout.row import Encoder, RowBuilder
+from arpo.rollout.row import Encoder
 from arpo.trajectory import Trajectory, Turn
 from arpo.trajectory.store import ScreenshotStore
+
+Watch = Callable[[Awaitable[Reply]], Awaitable[Reply]]
+"""Awaits a reply for the episode: the place to count requests."""
+
+
+async def _unwatched(reply: Awaitable[Reply]) -> Reply:
+    return await reply
 
 
 @dataclass(frozen=True)
@@ -31,7 +39,8 @@ class EpisodeRules:
     """What all episodes of a run share.
 
     max_steps: assistant turns. max_format_errors: turns that are no action before the episode ends. timeout_s: after which
-    an episode that is not over is a fault of its environment, whatever it waits for; None: never.
+    an episode that is not over is a fault of its environment, whatever it waits for; None: never. keep_row: record the
+    tokens too, to be trained on.
     """
 
     max_steps: int
@@ -39,26 +48,33 @@ class EpisodeRules:
     sampling: Sampling
     options: SessionOptions = field(default_factory=SessionOptions)
     timeout_s: float | None = None
+    keep_row: bool = True
 
 
 class EpisodeRunner:
-    """Runs episodes of one run against one env-server. Safe to use concurrently."""
+    """Runs episodes of one run against one env-server. Safe to use concurrently.
+
+    language: what its engines speak, token ids by an encoder or words.
+    """
 
     def __init__(
-        self, env: EnvClient, encoder: Encoder, profile: Profile, screenshots: ScreenshotStore
+        self, env: EnvClient, language: Encoder | Words, profile: Profile, screenshots: ScreenshotStore
     ) -> None:
         self._env = env
-        self._encoder = encoder
+        self._language = language
         self._profile = profile
         self._screenshots = screenshots
 
-    async def run(self, episode: Episode, engine: Engine, rules: EpisodeRules) -> Trajectory:
-        """Run an episode to its end. Environment and engine failures are in the trajectory; nothing is raised."""
-        attempt = _Attempt(
-            RowBuilder(
-                self._encoder, self._profile.system(), self._profile.user_prompt(episode.task.instruction)
-            )
-        )
+    async def run(
+        self, episode: Episode, engine: AnyEngine, rules: EpisodeRules, watch: Watch = _unwatched
+    ) -> Trajectory:
+        """Run an episode to its end. Environment and engine failures are in the trajectory.
+
+        Raises EngineUnusableError alone.
+        """
+        profile = self._profile
+        prompt = profile.user_prompt(episode.task.instruction)
+        attempt = _Attempt(open_dialogue(engine, self._language, profile.system(), prompt))
         started = time.time()
         clock = time.monotonic()
         problem: Problem | None = None
@@ -67,7 +83,7 @@ class EpisodeRunner:
                 with attempt.phase("reset"):
                     session = await self._env.open_session(episode.task.wire(), rules.options)
                 async with session:
-                    await self._act(attempt, session, episode, engine, rules)
+                    await self._act(attempt, session, episode, rules, watch)
                     with attempt.phase("evaluate"):
                         attempt.score = await session.evaluate()
         except ProblemError as error:
@@ -77,8 +93,8 @@ class EpisodeRunner:
             problem = ProblemError(ProblemCode.STEP_TIMEOUT, overdue).problem
         except EngineError as error:
             problem = ProblemError(ProblemCode.INTERNAL, f"engine: {error}").problem
-        row = attempt.row
-        return Trajectory(
+        row = attempt.dialogue.row
+        trajectory = Trajectory(
             episode_id=episode.id,
             task_id=episode.task.id,
             domain=episode.task.domain,
@@ -97,42 +113,37 @@ class EpisodeRunner:
             duration_s=time.monotonic() - clock,
             timings=dict(attempt.timings),
         )
+        return trajectory if rules.keep_row else trajectory.without_row()
 
     async def _act(
-        self, attempt: _Attempt, session: Session, episode: Episode, engine: Engine, rules: EpisodeRules
+        self, attempt: _Attempt, session: Session, episode: Episode, rules: EpisodeRules, watch: Watch
     ) -> None:
-        row = attempt.row
         for turn in range(rules.max_steps):
+            began = time.time()
             screenshot = session.observation.screenshot
             self._screenshots.put(screenshot.data)
-            row.observe(screenshot)
-            sampling = Sampling(
-                temperature=rules.sampling.temperature,
-                top_p=rules.sampling.top_p,
-                max_new_tokens=rules.sampling.max_new_tokens,
-                stop_token_ids=self._encoder.stop_token_ids,
-                seed=episode.seed + turn,
-            )
+            attempt.dialogue.observe(screenshot)
+            sampling = replace(rules.sampling, seed=episode.seed + turn)
             with attempt.phase("generate"):
-                generation = await engine.generate(row.token_ids, row.pictures, sampling)
-            start, end, text = row.generated(generation)
+                reply = await watch(attempt.dialogue.reply(sampling))
             actions: list[Action] = []
             format_error: str | None = None
             try:
-                actions = self._profile.parse(text, (screenshot.width, screenshot.height))
+                actions = self._profile.parse(reply.text, (screenshot.width, screenshot.height))
             except FormatError as error:
                 format_error = str(error)
                 attempt.format_errors += 1
             attempt.turns.append(
                 Turn(
-                    start=start,
-                    end=end,
-                    text=text,
+                    start=reply.start,
+                    end=reply.end,
+                    text=reply.text,
                     actions=actions,
                     format_error=format_error,
-                    policy_version=generation.policy_version,
-                    pushes=[(start + at, version) for at, version in generation.pushes],
+                    policy_version=reply.policy_version,
+                    pushes=list(reply.pushes),
                     observation=screenshot.sha256,
+                    started_at=began,
                 )
             )
             if format_error is not None:
@@ -140,8 +151,8 @@ class EpisodeRunner:
                     break
                 continue
             with attempt.phase("step"):
-                reply = await session.step(actions)
-            if reply.done:
+                stepped = await session.step(actions)
+            if stepped.done:
                 break
         attempt.final_observation = self._screenshots.put(session.observation.screenshot.data)
 
@@ -150,7 +161,7 @@ class EpisodeRunner:
 class _Attempt:
     """What an episode has gathered so far."""
 
-    row: RowBuilder
+    dialogue: Dialogue
     turns: list[Turn] = field(default_factory=list)
     format_errors: int = 0
     score: float | None = None

@@ -6,6 +6,7 @@ forward pass over the finished row gives every turn the same context that it was
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from arpo.protocol.messages import Screenshot
@@ -37,6 +38,16 @@ class Encoder(Protocol):
 
     def decode(self, ids: list[int]) -> str:
         """Text of an assistant turn, without control tokens."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """A finished row, as `Trajectory` has it; empty for an episode that was held in words."""
+
+    token_ids: list[int] = field(default_factory=list)
+    loss_mask: list[bool] = field(default_factory=list)
+    logprobs: list[float] = field(default_factory=list)
+    images: list[ImageRef] = field(default_factory=list)
 
 
 class RowBuilder:

@@ -3,91 +3,39 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass, field
-from functools import partial
+from dataclasses import dataclass
 
-from arpo.agent.profiles import Profile, get_profile
+from arpo.agent.profiles import Profile
 from arpo.checkpoints.folders import Checkpoint
-from arpo.client import EnvClient
 from arpo.config.model import Config
 from arpo.learner.checkpoint import POLICY
 from arpo.learner.export import fill as fill_weights
 from arpo.policy.load import Policy, load_policy
 from arpo.policy.lora import Lora
 from arpo.policy.tiny import cached_tiny
-from arpo.protocol.messages import SessionOptions
 from arpo.protocol.problems import ConfigError
-from arpo.rollout.collect import Collector
-from arpo.rollout.engines.base import Engine, Sampling
+from arpo.rollout.engines.base import Engine
 from arpo.rollout.engines.make import make_engine
-from arpo.rollout.episode import EpisodeRules, EpisodeRunner
-from arpo.rollout.usage import Usage
+from arpo.rollout.episode import EpisodeRunner
 from arpo.tasks.model import Task
-from arpo.tasks.sets import Suite, load_suite
+from arpo.tasks.sets import Suite
 from arpo.trainer.cache import cache_folder
-from arpo.trainer.embedded import EmbeddedServer
+from arpo.trainer.checks import check_training
 from arpo.trainer.environment import env_client
 from arpo.trainer.progress import Reporter
 from arpo.trainer.run_directory import RunDirectory
-from arpo.trajectory import Trajectory
+from arpo.trainer.stage import Stage, load_tasks, profile_of
 
 
 @dataclass
-class Assembly:
-    """The parts of a run. usages: of all collectors that run episodes now."""
+class Assembly(Stage):
+    """The parts of a run that trains, or samples its own policy."""
 
-    config: Config
-    run: RunDirectory
-    reporter: Reporter
-    suite: Suite
-    tasks: list[Task]
-    eval_tasks: list[Task]
-    profile: Profile
+    engine: Engine
     source: PolicySource
     policy: Policy
-    engine: Engine
-    env: EnvClient
-    server: EmbeddedServer | None
-    runner: EpisodeRunner
-    usages: set[Usage] = field(default_factory=set)
-
-    def collector(self, *, temperature: float, on_trajectory: Callable[[Trajectory], None]) -> Collector:
-        """Runs episodes at a temperature on all desktops."""
-        config = self.config
-        return Collector(
-            runner=self.runner,
-            engine=self.engine,
-            rules=self.rules(temperature),
-            concurrency=config.env.desktops,
-            on_trajectory=on_trajectory,
-            after_fault=partial(self.env.wait_ready, config.env.outage_s),
-            adaptive=config.rollout.adaptive_concurrency,
-            usages=self.usages,
-        )
-
-    def rules(self, temperature: float) -> EpisodeRules:
-        """The rules of an episode."""
-        config = self.config
-        return EpisodeRules(
-            max_steps=config.rollout.max_steps,
-            max_format_errors=config.agent.max_format_errors,
-            sampling=Sampling(
-                temperature=temperature,
-                top_p=config.engine.top_p,
-                max_new_tokens=config.engine.max_new_tokens,
-            ),
-            timeout_s=config.rollout.episode_timeout_s,
-            options=SessionOptions(idle_timeout_s=config.env.idle_timeout_s, client_id=config.run.name),
-        )
-
-
-def load_tasks(config: Config) -> tuple[Suite, list[Task], list[Task]]:
-    """The suite, its training tasks and its evaluation tasks."""
-    suite = load_suite(config.tasks.suite)
-    tasks = suite.task_set(config.tasks.set)
-    return suite, tasks, suite.task_set(config.tasks.eval_set) if config.tasks.eval_set else tasks
 
 
 @dataclass(frozen=True)
@@ -156,14 +104,12 @@ async def assemble(
 
     saved: where the policy comes from, if not from `model.path`. fill: with its weights, to be sampled and not trained; a
     learner that is restored brings them itself. policy_version: what the engine calls them.
+    Raises ConfigError for an engine that knows no token ids.
     """
+    if problems := check_training(config):
+        raise ConfigError(problems[0])
     suite, tasks, eval_tasks = load_tasks(config)
-    profile = get_profile(
-        config.agent.profile,
-        min_pixels=config.agent.min_pixels,
-        max_pixels=config.agent.max_pixels,
-        prompt=config.agent.prompt,
-    )
+    profile = profile_of(config)
     source = policy_source(config, suite, tasks, profile, saved)
     policy = source.load(config, adapters=not fill)
     if saved is not None and fill:

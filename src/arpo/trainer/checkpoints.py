@@ -1,6 +1,8 @@
 """Which checkpoint of a run: the newest, the best by evaluation, or one by name.
 
 Invariant: a damaged checkpoint is never used, and never passed over in silence.
+
+Torch is loaded only by what reads a checkpoint: an evaluation of a model server has none and waits for none.
 """
 
 from __future__ import annotations
@@ -11,8 +13,6 @@ from pathlib import Path
 
 from arpo.checkpoints import folders, manifest
 from arpo.checkpoints.folders import Checkpoint
-from arpo.learner import checkpoint
-from arpo.learner.checkpoint import CheckpointError
 from arpo.protocol.problems import ConfigError
 
 Say = Callable[[str], None]
@@ -40,6 +40,8 @@ def choose(run: Path, which: str, say: Say) -> Checkpoint | None:
     `latest` passes over damaged ones and says so. Raises ConfigError when there is no such checkpoint, CheckpointError when
     it is damaged.
     """
+    from arpo.learner import checkpoint
+
     root = folder(run)
     if which == "latest":
         return checkpoint.newest_sound(root, lambda passed, why: say(_passed_over(passed, why)))
@@ -55,7 +57,7 @@ def choose(run: Path, which: str, say: Say) -> Checkpoint | None:
         there = ", ".join(["latest", *(c.path.name for c in found)]) if found else "none, so train first"
         raise ConfigError(f"{lacks}; fix: choose one that is there: {there}")
     if (why := manifest.damage(chosen.path)) is not None:
-        raise CheckpointError(f"checkpoint {chosen} is damaged: {why}")
+        raise checkpoint.CheckpointError(f"checkpoint {chosen} is damaged: {why}")
     return chosen
 
 
@@ -64,6 +66,8 @@ def newest_to_resume(run: Path, say: Say) -> tuple[Checkpoint | None, int]:
 
     Only for the process that owns the run. Raises CheckpointError when all are damaged.
     """
+    from arpo.learner import checkpoint
+
     checkpoint.tidy(folder(run))
     passed: list[Checkpoint] = []
 

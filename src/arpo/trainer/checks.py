@@ -20,6 +20,8 @@ _VLLM_HOTTEST = 2
 
 def check(config: Config) -> list[str]:
     """What cannot work, one message each; empty when everything fits."""
+    if config.engine.kind == "openai":
+        return [*_openai(config), *_pixels(config), *_environment(config)]
     return [
         *_batch(config),
         *_screenshots(config),
@@ -27,6 +29,16 @@ def check(config: Config) -> list[str]:
         *_model(config),
         *(_vllm(config) if config.engine.kind == "vllm" else ()),
     ]
+
+
+def check_training(config: Config) -> list[str]:
+    """What may work for an evaluation but never for training."""
+    if config.engine.kind == "openai":
+        return [
+            "engine.kind=openai answers in words, and training needs the token ids that were sampled; "
+            "fix: engine.kind=hf to train, or `arpo evaluate`"
+        ]
+    return []
 
 
 def row_tokens(config: Config, turns: int) -> int:
@@ -64,20 +76,11 @@ def _screenshots(config: Config) -> Iterator[str]:
             f"agent.history_screenshots={agent.history_screenshots} is less than rollout.max_steps={max_steps}, "
             f"but a row keeps the screenshot of every step; fix: agent.history_screenshots={max_steps}"
         )
-    if agent.min_pixels > agent.max_pixels:
-        yield (
-            f"agent.min_pixels={agent.min_pixels} is above agent.max_pixels={agent.max_pixels}; "
-            f"fix: agent.min_pixels={min(3_136, agent.max_pixels)}"
-        )
+    wrong = list(_pixels(config))
+    if wrong:
+        yield from wrong
         return
-    if agent.max_pixels < FACTOR**2:
-        yield f"agent.max_pixels={agent.max_pixels} is less than one image token; fix: {FACTOR**2} or more"
-        return
-    try:
-        one, whole = row_tokens(config, 1), row_tokens(config, max_steps)
-    except ValueError as error:
-        yield f"env.screen={list(config.env.screen)}: {error}; fix: env.screen='[1280, 720]'"
-        return
+    one, whole = row_tokens(config, 1), row_tokens(config, max_steps)
     if one > max_tokens:
         yield (
             f"learner.max_row_tokens={max_tokens} is shorter than one screenshot and one turn (about {one}"
@@ -89,6 +92,45 @@ def _screenshots(config: Config) -> Iterator[str]:
             f"steps (about {whole} tokens), and learner.cut=skip leaves such episodes out; "
             f"fix: learner.max_row_tokens={whole}, learner.cut=last_turns, or a smaller agent.max_pixels"
         )
+
+
+def _pixels(config: Config) -> Iterator[str]:
+    agent = config.agent
+    if agent.min_pixels > agent.max_pixels:
+        yield (
+            f"agent.min_pixels={agent.min_pixels} is above agent.max_pixels={agent.max_pixels}; "
+            f"fix: agent.min_pixels={min(3_136, agent.max_pixels)}"
+        )
+    elif agent.max_pixels < FACTOR**2:
+        yield f"agent.max_pixels={agent.max_pixels} is less than one image token; fix: {FACTOR**2} or more"
+    else:
+        try:
+            row_tokens(config, 1)
+        except ValueError as error:
+            yield f"env.screen={list(config.env.screen)}: {error}; fix: env.screen='[1280, 720]'"
+
+
+def _openai(config: Config) -> Iterator[str]:
+    section = config.engine.openai
+    if section.url is None:
+        yield "engine.kind=openai without engine.openai.url; fix: engine.openai.url=http://HOST:8000/v1"
+    else:
+        parts = urlsplit(section.url)
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            yield (
+                f"engine.openai.url={section.url} is no URL of a server; fix: engine.openai.url=http://HOST:8000/v1"
+            )
+        elif parts.username or parts.password or parts.query or parts.fragment:
+            # not shown: it may hold a key
+            yield (
+                "engine.openai.url has a user, a query or a fragment, which logs would show; "
+                "fix: the base URL alone, and the key in engine.openai.api_key_file"
+            )
+        elif parts.path.rstrip("/").endswith("/chat/completions"):
+            base = section.url.rstrip("/").removesuffix("/chat/completions")
+            yield f"engine.openai.url={section.url} is not the base URL; fix: engine.openai.url={base}"
+    if section.model is None:
+        yield "engine.kind=openai without engine.openai.model; fix: engine.openai.model=NAME as the server lists it"
 
 
 def _environment(config: Config) -> Iterator[str]:

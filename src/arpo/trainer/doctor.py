@@ -16,9 +16,10 @@ from arpo.agent import get_profile
 from arpo.config.model import Config
 from arpo.protocol.problems import ConfigError
 from arpo.replay.dataset import Dataset
+from arpo.rollout.engines.openai import KEY_VARIABLE, api_key
 from arpo.tasks.model import Task
 from arpo.tasks.sets import Suite, load_suite
-from arpo.trainer.checks import check
+from arpo.trainer.checks import check, check_training
 from arpo.trainer.environment import env_token
 from arpo.trainer.fitting import check_memory
 
@@ -35,13 +36,16 @@ class Check:
     detail: str = ""
 
 
-def preflight(config: Config, *, hardware: bool) -> list[Check]:
+def preflight(config: Config, *, hardware: bool, training: bool = False) -> list[Check]:
     """Look at the settings, at the tasks, at memory and, with `hardware`, at this machine: model, GPUs, desktops, token.
 
-    Must not be called inside a running event loop.
+    training: what only an evaluation could do is refused too. Must not be called inside a running event loop.
     """
-    memory = _checked("memory", lambda: check_memory(config))
-    return [*_settings(config), *_tasks(config), memory, *(_machine(config) if hardware else ())]
+    problems = [*(check_training(config) if training else ()), *check(config)]
+    served = config.engine.kind == "openai"
+    memory = [] if served else [_checked("memory", lambda: check_memory(config))]
+    looked = [*_settings(problems), *_tasks(config, served=served), *memory]
+    return [*looked, *(_machine(config, served=served) if hardware else ())]
 
 
 def raise_if_failed(checks: Sequence[Check]) -> None:
@@ -52,15 +56,14 @@ def raise_if_failed(checks: Sequence[Check]) -> None:
         raise ConfigError(f"{failed[0].detail}{more}")
 
 
-def _settings(config: Config) -> Iterator[Check]:
-    problems = check(config)
+def _settings(problems: Sequence[str]) -> Iterator[Check]:
     if not problems:
         yield Check("settings", True, "fit together")
     for problem in problems:
         yield Check("settings", False, problem)
 
 
-def _tasks(config: Config) -> Iterator[Check]:
+def _tasks(config: Config, *, served: bool) -> Iterator[Check]:
     wanted = config.tasks
     try:
         suite = load_suite(wanted.suite)
@@ -72,7 +75,7 @@ def _tasks(config: Config) -> Iterator[Check]:
     found = f"{len(tasks)} to train on, {len(evaluated)} to evaluate on ({wanted.suite}/{wanted.set})"
     yield Check("tasks", True, found)
     per_step = config.trainer.tasks_per_step
-    if per_step > len(tasks):
+    if per_step > len(tasks) and not served:
         yield Check(
             "batch",
             False,
@@ -87,7 +90,7 @@ def _tasks(config: Config) -> Iterator[Check]:
             f"env.provider={provider} cannot run suite {wanted.suite}, which is made for "
             f"{' and '.join(suite.providers)}; fix: env.provider={suite.providers[0]} or another tasks.suite",
         )
-    if config.imitation.enabled:
+    if config.imitation.enabled and not served:
         dataset = config.imitation.dataset
         look = partial(_dataset, dataset) if dataset else partial(_demonstrations, config, suite, tasks)
         yield _checked("demonstrations", look)
@@ -126,11 +129,14 @@ def _demonstrations(config: Config, suite: Suite, tasks: Sequence[Task]) -> str:
     return f"{len(tasks)} to imitate"
 
 
-def _machine(config: Config) -> Iterator[Check]:
-    yield _checked("model", lambda: _model(config))
-    yield _checked("trackers", lambda: _trackers(config))
-    yield _checked("engine", lambda: _engine(config))
-    yield _checked("gpus", lambda: _gpus(config))
+def _machine(config: Config, *, served: bool) -> Iterator[Check]:
+    if served:
+        yield _checked("model", lambda: _served_model(config))
+    else:
+        yield _checked("model", lambda: _model(config))
+        yield _checked("engine", lambda: _engine(config))
+        yield _checked("trackers", lambda: _trackers(config))
+        yield _checked("gpus", lambda: _gpus(config))
     yield _checked("desktops", lambda: _desktops(config))
 
 
@@ -178,6 +184,12 @@ def _engine(config: Config) -> str:
             "engine.kind=vllm needs vLLM, which is not installed; fix: pip install 'arpo[vllm]'"
         )
     return kind
+
+
+def _served_model(config: Config) -> str:
+    section = config.engine.openai
+    key = "with an API key" if api_key(section) else f"without an API key ({KEY_VARIABLE} is not set)"
+    return f"{section.model} on {section.url}, {key} (not asked)"
 
 
 def _gpus(config: Config) -> str:

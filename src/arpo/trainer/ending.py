@@ -13,7 +13,7 @@ from typing import Literal
 
 from arpo.checkpoints import folders
 from arpo.config.model import Config
-from arpo.rollout.evaluation import EvaluationResult
+from arpo.evaluation.result import EvaluationResult
 from arpo.trainer.checkpoints import evaluated
 from arpo.trainer.embedded import EmbeddedServer
 from arpo.trainer.process import peak_rss_gib

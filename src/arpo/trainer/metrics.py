@@ -7,7 +7,7 @@ from statistics import fmean
 from typing import Any
 
 from arpo.config.model import Config
-from arpo.rollout.evaluation import EvaluationResult
+from arpo.evaluation.result import EvaluationResult
 from arpo.rollout.groups import Batch
 from arpo.rollout.usage import Utilisation
 from arpo.trainer.state import Progress
@@ -61,7 +61,11 @@ def step_metrics(
 def evaluation_metrics(result: EvaluationResult) -> dict[str, float]:
     """What trackers are told of an evaluation; nothing of one without a valid episode but that."""
     success = {} if result.success is None else {"evaluation/success": result.success}
-    domains = {f"evaluation/success/{name}": share for name, (share, _) in result.by_domain().items()}
+    domains = {
+        f"evaluation/success/{name}": found.success.value
+        for name, found in result.by_domain().items()
+        if found.success is not None
+    }
     lost = sum(task.lost for task in result.tasks)
     return {**success, **domains, "evaluation/episodes": result.episodes, "evaluation/lost": lost}
 

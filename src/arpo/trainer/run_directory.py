@@ -12,6 +12,7 @@ import fcntl
 import json
 import math
 import os
+import re
 import time
 from collections.abc import Set
 from pathlib import Path
@@ -21,16 +22,20 @@ import yaml
 
 from arpo.config.load import dump_config
 from arpo.config.model import Config
+from arpo.evaluation.record import recorded_step, remove_record
+from arpo.evaluation.result import EvaluationResult
 from arpo.files import write_atomic
 from arpo.protocol.problems import ConfigError
 from arpo.replay import ReplayFolder
-from arpo.rollout.evaluation import EvaluationResult
 from arpo.trainer import checkpoints
 from arpo.trainer.metrics import evaluation_metrics
 from arpo.trainer.trackers.base import flat
 from arpo.trainer.version import CodeVersion
 from arpo.trajectory import Trajectory
 from arpo.trajectory.store import ScreenshotStore, TrajectoryLog
+
+TRAINING_LABEL = re.compile(r"before|after|step-.*")
+"""Labels of the evaluations that training makes."""
 
 
 class RunDirectory:
@@ -137,12 +142,21 @@ class RunDirectory:
         for evaluation in self.root.glob("evaluations/step-*.json"):
             if int(evaluation.stem.removeprefix("step-")) > step:
                 evaluation.unlink()
+        for folder in self.root.glob("evaluations/*/"):
+            # one that training began after that step may be of weights that the resumed run will not have
+            recorded = recorded_step(folder) if TRAINING_LABEL.fullmatch(folder.name) else None
+            if recorded is not None and recorded > step:
+                remove_record(folder)
         for name in ("evaluations/after.json", "summary.json"):
             (self.root / name).unlink(missing_ok=True)
 
     def evaluation(self, label: str) -> Path:
         """Where an evaluation's result is or would be."""
         return self.root / "evaluations" / f"{label}.json"
+
+    def evaluation_record(self, label: str) -> Path:
+        """The folder of an evaluation's episodes."""
+        return self.root / "evaluations" / label
 
     def metrics(self, record: dict[str, Any]) -> None:
         """Append one line to `metrics.jsonl`."""

@@ -9,7 +9,7 @@ from collections import Counter
 
 from pydantic import BaseModel, ConfigDict
 
-from arpo.rollout.evaluation import EvaluationResult
+from arpo.evaluation.result import EvaluationResult
 
 
 class WarmStart(BaseModel):

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from statistics import fmean
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, field_serializer
 from rich.console import Console
 from rich.table import Table
 
 from arpo.config.model import Config
-from arpo.rollout.evaluation import EvaluationResult
+from arpo.evaluation.report import in_words
+from arpo.evaluation.result import EvaluationResult
 from arpo.trainer.state import Progress, WarmStart
 from arpo.trainer.version import CodeVersion
 
@@ -49,6 +50,11 @@ class Summary(BaseModel):
     peak_rss_gib: float
     seconds: float
     missing: list[str]
+
+    @field_serializer("before", "after")
+    def _with_statistics(self, result: EvaluationResult | None) -> dict[str, Any] | None:
+        """Success, intervals and pass@k stand beside the scores that they follow from."""
+        return result.record() if result is not None else None
 
     @property
     def replayed(self) -> int:
@@ -121,10 +127,7 @@ def print_summary(summary: Summary, console: Console) -> None:
 
 
 def _success(result: EvaluationResult | None) -> str:
-    if result is None or result.success is None:
-        return "–"
-    lost = sum(task.lost for task in result.tasks)
-    return f"{100 * result.success:.0f} %  ({result.episodes} episodes{f', {lost} lost' if lost else ''})"
+    return "–" if result is None or result.success is None else in_words(result)
 
 
 def _latest(rows: list[dict[str, float]], key: str) -> str:

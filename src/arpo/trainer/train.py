@@ -15,6 +15,8 @@ from contextlib import asynccontextmanager, nullcontext
 from arpo.checkpoints import folders
 from arpo.checkpoints.folders import Checkpoint
 from arpo.config.model import Config
+from arpo.evaluation.report import in_words
+from arpo.evaluation.result import EvaluationResult
 from arpo.learner.checkpoint import read_state
 from arpo.learner.checkpointer import Checkpointer
 from arpo.learner.lead import LeadLearner
@@ -24,7 +26,6 @@ from arpo.replay.dataset import Dataset
 from arpo.replay.intake import take_in
 from arpo.replay.tokenizer import tokenizer_fingerprint
 from arpo.rollout.collect import Rollouts
-from arpo.rollout.evaluation import EvaluationResult
 from arpo.rollout.groups import Batch, Group
 from arpo.rollout.usage import Utilisation
 from arpo.trainer.assembly import Assembly, assemble
@@ -344,8 +345,7 @@ class Trainer:
         with self.board.phase(f"waits for evaluation {label}"):
             result = await run_evaluation(self.parts, progress, label)
         self.trackers.log(progress.step, evaluation_metrics(result))
-        shown = "no valid episode" if result.success is None else f"{100 * result.success:.0f} % success"
-        self.parts.reporter.say(f"evaluation {label}: {shown} over {result.episodes} episodes")
+        self.parts.reporter.say(f"evaluation {label}: {in_words(result)}")
         return result
 
     async def evaluate_if_due(self, progress: Progress, rollouts: Rollouts | None = None) -> None:

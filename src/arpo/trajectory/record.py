@@ -2,6 +2,7 @@
 
 Invariant: `token_ids` is exactly what the engine was shown and what it sampled, never re-tokenised text. A position
 with `loss_mask` true was sampled by the engine, and `logprobs` there is its behaviour log-prob; the last turn included.
+A record without a row has none of them: it is an evaluation's, for people, and nothing can be trained on it.
 """
 
 from __future__ import annotations
@@ -46,6 +47,8 @@ class Turn(BaseModel):
     pushes: list[tuple[int, int]] = []
     observation: str
     """sha256 of the screenshot that this turn answered."""
+    started_at: float | None = None
+    """Unix time at which the screenshot was shown to the policy; None in records of older versions."""
 
 
 class Trajectory(BaseModel):
@@ -89,6 +92,17 @@ class Trajectory(BaseModel):
     def valid(self) -> bool:
         """May it be trained on: evaluated, and no environment or client fault on the way."""
         return self.problem is None and self.score is not None
+
+    @property
+    def trainable(self) -> bool:
+        """Valid, and with the tokens that a policy sampled."""
+        return self.valid and any(self.loss_mask)
+
+    def without_row(self) -> Trajectory:
+        """The same episode for people alone: what was said and done, and no tokens."""
+        turns = [turn.model_copy(update={"start": 0, "end": 0, "pushes": []}) for turn in self.turns]
+        nothing: dict[str, object] = {"token_ids": [], "loss_mask": [], "logprobs": [], "images": []}
+        return self.model_copy(update={**nothing, "turns": turns})
 
     @property
     def policy_version(self) -> int:

@@ -1,4 +1,4 @@
-"""The contract of an engine.
+"""The contracts of the engines: one in token ids, to train on; one in words, only to evaluate with.
 
 Invariant: what the engine sampled is what the learner trains on. Token ids go in and token ids come out; the
 log-probs are those of the distribution that was sampled from (after temperature).
@@ -8,7 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol, runtime_checkable
+
+from arpo.protocol.problems import ArpoError
 
 if TYPE_CHECKING:
     import torch
@@ -16,6 +18,10 @@ if TYPE_CHECKING:
 
 class EngineError(Exception):
     """The engine failed; the episode that asked is not the agent's fault."""
+
+
+class EngineUnusableError(ArpoError):
+    """No request to the engine can succeed, whoever asks (a wrong key, no such model): it ends what asked."""
 
 
 @dataclass(frozen=True)
@@ -69,3 +75,42 @@ class Engine(Protocol):
 
     async def close(self) -> None:
         """Release memory and threads."""
+
+
+@dataclass(frozen=True)
+class Message:
+    """One message of a conversation in words: a text or an encoded picture, not both."""
+
+    role: Literal["system", "user", "assistant"]
+    text: str = ""
+    picture: bytes = b""
+    media_type: str = ""
+
+
+@dataclass(frozen=True)
+class Utterance:
+    """What a words engine said. queued_s: how long the request waited before the engine began to work on it."""
+
+    text: str
+    queued_s: float = field(default=0.0, compare=False)
+
+
+@runtime_checkable
+class WordsEngine(Protocol):
+    """Answers conversations in words. Nobody knows the tokens, so nothing can be learned from what it says.
+
+    Safe to call concurrently.
+    """
+
+    @property
+    def policy_version(self) -> int:
+        """Always the same: nobody pushes weights to it."""
+
+    async def say(self, messages: Sequence[Message], sampling: Sampling) -> Utterance:
+        """The assistant turn that follows. Raises EngineError, EngineUnusableError."""
+
+    async def close(self) -> None:
+        """Release connections."""
+
+
+AnyEngine = Engine | WordsEngine

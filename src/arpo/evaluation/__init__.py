@@ -1,0 +1,1 @@
+"""Evaluations: what they are of, their episodes, their statistics, and how two of them differ."""
