@@ -24,6 +24,7 @@ def check(config: Config) -> list[str]:
         *_screenshots(config),
         *_environment(config),
         *_model(config),
+        *_launcher(config),
     ]
 
 
@@ -123,6 +124,27 @@ def _model(config: Config) -> Iterator[str]:
                 f"agent.profile={agent.profile} is the wrong coordinate convention for {model.path}; "
                 f"fix: agent.profile={profile}"
             )
+
+
+def _launcher(config: Config) -> Iterator[str]:
+    launcher, learner, gpus = config.launcher, config.learner, config.hardware.gpus
+    if launcher.kind == "local":
+        if launcher.engines > 1:
+            yield f"launcher.engines={launcher.engines} needs launcher.kind=ray; fix: launcher.engines=1"
+        if launcher.address is not None:
+            yield f"launcher.address={launcher.address} needs launcher.kind=ray; fix: launcher.kind=ray"
+        return
+    if launcher.address is not None and "://" in launcher.address:
+        yield (
+            f"launcher.address={launcher.address} is for Ray's client, which keeps the driver off the cluster; "
+            "fix: launcher.address=HOST:6379, or submit a job"
+        )
+    wanted = config.learner_ranks + launcher.engines
+    if 0 < gpus < wanted and learner.ranks <= gpus:
+        yield (
+            f"{config.learner_ranks} learner ranks and launcher.engines={launcher.engines} each have a GPU of their own "
+            f"with launcher.kind=ray, but hardware.gpus={gpus}; fix: hardware.gpus={wanted} or fewer of them"
+        )
 
 
 def _divisor(number: int, at_most: int) -> int:

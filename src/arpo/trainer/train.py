@@ -16,7 +16,6 @@ from arpo.checkpoints import folders
 from arpo.checkpoints.folders import Checkpoint
 from arpo.config.model import Config
 from arpo.learner.checkpointer import Checkpointer
-from arpo.learner.lead import LeadLearner
 from arpo.protocol.problems import ArpoError, ConfigError
 from arpo.replay import ReplayBuffer, ReplayError
 from arpo.replay.dataset import Dataset
@@ -25,12 +24,13 @@ from arpo.replay.tokenizer import tokenizer_fingerprint
 from arpo.rollout.evaluation import EvaluationResult
 from arpo.rollout.scheduler import Group, GroupScheduler
 from arpo.tasks.model import Task
+from arpo.trainer.again import replacing_lost_ranks
 from arpo.trainer.assembly import Assembly, assemble
 from arpo.trainer.checkpoints import evaluated, newest_to_resume
 from arpo.trainer.cursor import TaskCursor
+from arpo.trainer.launch import RunLearner
 from arpo.trainer.metrics import step_metrics, warnings
 from arpo.trainer.progress import Reporter
-from arpo.trainer.ranks import leading
 from arpo.trainer.run_directory import RunDirectory
 from arpo.trainer.saving import Saver
 from arpo.trainer.state import Progress, WarmStart
@@ -46,8 +46,16 @@ async def train(config: Config, reporter: Reporter, stop: Stop | None = None) ->
     """Train as configured, from the newest complete checkpoint if the run directory has one.
 
     stop: with it a signal stops the run in order; what was not yet saved of the last finished step is saved then.
+    Raises LearnerLost when ranks were lost more often than `launcher.max_restarts` allows.
     """
     stop = stop or Stop(config.trainer.grace_s)
+    return await replacing_lost_ranks(
+        lambda restarts: train_once(config, reporter, stop, restarts), config, stop, reporter.say
+    )
+
+
+async def train_once(config: Config, reporter: Reporter, stop: Stop, learner_restarts: int) -> Summary:
+    """`train` until it is done, or a learner rank is lost (LearnerLost)."""
     started = time.monotonic()
     with RunDirectory(config) as run:
         newest, damaged = open_run(config, run, reporter)
@@ -86,7 +94,7 @@ async def train(config: Config, reporter: Reporter, stop: Stop | None = None) ->
                     await trainer.evaluate_if_due(progress)
 
                 after = await trainer.evaluate(progress, "after") if config.trainer.eval_after else None
-            return trainer.summarise(progress, after, time.monotonic() - started)
+            return trainer.summarise(progress, after, time.monotonic() - started, learner_restarts)
 
 
 async def warm_start(config: Config, reporter: Reporter) -> tuple[WarmStart, Checkpoint]:
@@ -127,15 +135,17 @@ async def learning(
     config: Config, run: RunDirectory, saved: Checkpoint | None, reporter: Reporter
 ) -> AsyncIterator[Trainer]:
     """Everything that training needs: desktops, engine, and the learner on all its ranks."""
-    async with assemble(config, run, saved, reporter) as parts:
-        with leading(config, parts.source, parts.policy) as learner:
-            yield Trainer(parts, learner)
+    async with (
+        assemble(config, run, saved, reporter) as parts,
+        parts.launcher.learner(parts.plan, parts.policy) as learner,
+    ):
+        yield Trainer(parts, learner)
 
 
 class Trainer:
     """The learner's side of a run: learner, replay buffer, task cursor, and who saves them."""
 
-    def __init__(self, parts: Assembly, learner: LeadLearner) -> None:
+    def __init__(self, parts: Assembly, learner: RunLearner) -> None:
         config = parts.config
         self.parts = parts
         self.config = config
@@ -247,7 +257,7 @@ class Trainer:
 
     async def publish(self, progress: Progress) -> None:
         """Give the engine the learner's weights as the policy version that the run is at."""
-        await self.parts.engine.push(self.learner.weights(), progress.policy_version)
+        await self.parts.launcher.publish(progress.policy_version)
 
     async def rollout(self, progress: Progress, tasks: Sequence[Task], step: int) -> list[Group]:
         """The groups of a step. Raises ArpoError when not one episode could be completed."""
@@ -310,9 +320,9 @@ class Trainer:
         seconds: dict[str, float],
     ) -> None:
         """One line of `metrics.jsonl`, and one for the person watching."""
-        row = step_metrics(
-            self.config, progress, groups, self.replay.metrics(progress.policy_version), learned, seconds
-        )
+        replay = self.replay.metrics(progress.policy_version)
+        row = step_metrics(self.config, progress, groups, replay, learned, seconds)
+        row["engine/restarts"] = self.parts.launcher.engine_restarts
         progress.per_step.append(row)
         self.parts.run.metrics(row)
         self.parts.reporter.say(
@@ -323,7 +333,9 @@ class Trainer:
         for warning in warnings(row, self.config):
             self.parts.reporter.say(f"warning: {warning}")
 
-    def summarise(self, progress: Progress, after: EvaluationResult | None, seconds: float) -> Summary:
+    def summarise(
+        self, progress: Progress, after: EvaluationResult | None, seconds: float, learner_restarts: int
+    ) -> Summary:
         """Write and return `summary.json`."""
         parts = self.parts
         saved = folders.complete(parts.run.checkpoints)
@@ -341,6 +353,8 @@ class Trainer:
             per_step=progress.per_step,
             faults=progress.faults,
             env_server_restarts=parts.server.restarts if parts.server else 0,
+            engine_restarts=parts.launcher.engine_restarts,
+            learner_restarts=learner_restarts,
             checkpoint=str(newest) if newest else None,
             best_checkpoint=str(best) if best else None,
             damaged_checkpoints=progress.damaged_checkpoints,
