@@ -42,14 +42,17 @@ class _Place:
         """Pictures that the actor should have; it may have dropped some."""
         self.failures = 0
         """Actors in a row that died before they answered anything."""
-        self.replacement: asyncio.Task[None] | None = None
-        self.broken: EngineError | None = None
+        self.coming: asyncio.Task[None] | None = None
+        """Brings the actor up; done when it is ready or broken."""
+        self.broken: EngineError | ArpoError | None = None
+        """Why nobody tries any more."""
 
 
 class RayEngine:
-    """An `Engine` on the cluster's last bundles. An async context manager: its actors are there inside.
+    """An `Engine` on the cluster's last bundles. An async context manager: its actors come up while it is being used.
 
-    say: told in one line when an actor is lost. Raises ArpoError when an actor cannot be started.
+    say: told in one line when an actor is lost. When no actor is left, requests raise EngineError, or ConfigError and
+    CheckpointError if that is why none could be started, and a push raises ArpoError.
     """
 
     def __init__(self, cluster: Cluster, plan: Plan, say: Callable[[str], None]) -> None:
@@ -64,14 +67,8 @@ class RayEngine:
         self.restarts = 0
 
     async def __aenter__(self) -> Self:
-        try:
-            await asyncio.gather(*(self._start(place) for place in self._places))
-        except RayTaskError as error:
-            await self.close()
-            raise error.cause from error
-        except RayError as error:
-            await self.close()
-            raise ArpoError(f"an engine could not be started: {first_line(error)}") from error
+        for place in self._places:
+            place.coming = asyncio.create_task(self._bring(place, None))
         return self
 
     async def __aexit__(self, *exc: object) -> None:
@@ -117,15 +114,17 @@ class RayEngine:
         except EngineError:
             self._weights, self._version = before
             raise
-        if all(place.broken for place in self._places):
-            raise ArpoError(f"no engine is left: {self._places[0].broken}")
+        reasons = [place.broken for place in self._places if place.broken is not None]
+        if len(reasons) == len(self._places):
+            known = next((reason for reason in reasons if isinstance(reason, ArpoError)), None)
+            raise known or ArpoError(f"no engine is left: {reasons[0]}")
 
     async def close(self) -> None:
         """End all actors at once."""
         self._closed = True
         for place in self._places:
-            if place.replacement is not None:
-                place.replacement.cancel()
+            if place.coming is not None:
+                place.coming.cancel()
             if place.actor is not None:
                 ray.kill(place.actor)
 
@@ -154,16 +153,10 @@ class RayEngine:
                 return min(there, key=lambda p: (p.outstanding, -sum(name in p.sent for name in names)))
             if self._closed:
                 raise EngineError("the engine is closed")
-            coming = [place for place in self._places if place.broken is None]
+            coming = [place.coming for place in self._places if place.coming and place.broken is None]
             if not coming:
-                raise self._places[0].broken or EngineError("no engine is left")
-            waits: list[asyncio.Task[Any]] = [asyncio.create_task(place.ready.wait()) for place in coming]
-            waits += [place.replacement for place in coming if place.replacement is not None]
-            try:
-                await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
-            finally:
-                for wait in waits[: len(coming)]:
-                    wait.cancel()
+                raise self._places[0].broken or EngineError("no engine was started")
+            await asyncio.wait(coming, return_when=asyncio.FIRST_COMPLETED)
 
     async def _start(self, place: _Place) -> None:
         """An actor with the newest weights, in a place."""
@@ -178,40 +171,42 @@ class RayEngine:
         place.ready.set()
 
     async def _push(self, place: _Place) -> None:
-        if not place.ready.is_set():
-            if place.replacement is not None:
-                await asyncio.shield(place.replacement)
-            return
         actor = place.actor
-        try:
-            await _answer(actor.push.remote(self._weights, self._version))
-        except RayActorError as error:
-            replacement = self._replace(place, actor, error)
-            await asyncio.shield(replacement)
+        if place.ready.is_set():
+            try:
+                await _answer(actor.push.remote(self._weights, self._version))
+            except RayActorError as error:
+                self._replace(place, actor, error)
+        if not place.ready.is_set() and place.coming is not None:
+            await asyncio.wait([place.coming])
 
-    def _replace(self, place: _Place, actor: Any, why: RayActorError) -> asyncio.Task[None]:
+    def _replace(self, place: _Place, actor: Any, why: RayError) -> None:
         """Begin to replace the actor, unless another request has seen its end before."""
         if place.actor is actor and place.ready.is_set():
             place.ready.clear()
-            place.replacement = asyncio.create_task(self._replaced(place, why))
-        assert place.replacement is not None  # noqa: S101 - an actor that is not ready is being replaced
-        return place.replacement
+            place.coming = asyncio.create_task(self._bring(place, why))
 
-    async def _replaced(self, place: _Place, why: RayError) -> None:
-        """Start actors until one has the weights, or too many in a row have died."""
-        while place.failures < self._plan.config.launcher.max_restarts:
-            self._say(f"engine {place.number} ended ({first_line(why)}); starting it again")
-            place.failures += 1
+    async def _bring(self, place: _Place, ended: RayError | None) -> None:
+        """Start actors until one has the weights, or too many in a row have died. ended: why the one before did."""
+        while ended is None or place.failures < self._plan.config.launcher.max_restarts:
+            if ended is not None:
+                self._say(f"engine {place.number} ended ({first_line(ended)}); starting it again")
+                place.failures += 1
+                self.restarts += 1
             try:
                 await self._start(place)
-            except RayError as error:
-                why = error
+            except RayTaskError as error:
                 ray.kill(place.actor)
+                if isinstance(error.cause, ArpoError):  # it would say so again
+                    place.broken = error.cause
+                    return
+                ended = error
+            except RayError as error:
+                ended = error
             else:
-                self.restarts += 1
                 return
         place.broken = EngineError(
-            f"engine {place.number} ended {place.failures + 1} times in a row: {first_line(why)}"
+            f"engine {place.number} ended {place.failures + 1} times in a row: {first_line(ended)}"
         )
         self._say(str(place.broken))
 
