@@ -103,7 +103,7 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=10)
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
-    rng = random.Random(arguments.seed)  # noqa: S311 - not a secret
+    rng = random.Random(arguments.seed)
     folder = Path(tempfile.mkdtemp(prefix="arpo-kills-"))
     run = Run(folder)
     started = time.time()

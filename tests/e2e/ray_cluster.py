@@ -80,7 +80,7 @@ def ray_cluster(cpus: int) -> Iterator[RayCluster]:
         "RAY_AUTH_MODE": "disabled", "RAY_ADDRESS": f"127.0.0.1:{port}", "OMP_NUM_THREADS": "1",
         "RAY_USAGE_STATS_ENABLED": "0", "PYTHONPATH": paths,
     }  # fmt: skip
-    with tempfile.TemporaryDirectory(prefix="ray-", dir="/tmp", ignore_cleanup_errors=True) as folder:  # noqa: S108 - paths of sockets must be short
+    with tempfile.TemporaryDirectory(prefix="ray-", dir="/tmp", ignore_cleanup_errors=True) as folder:
         head = subprocess.Popen(
             [
                 *ray_command(), "start", "--head", "--block", f"--port={port}", f"--num-cpus={cpus}",

@@ -17,9 +17,9 @@ from arpo.config.load import load_config
 from arpo.config.model import Config
 from arpo.protocol.problems import ConfigError
 from arpo.trainer.assembly import load_tasks
-from arpo.trainer.source import policy_source
 from arpo.trainer.evaluate import evaluate_run
 from arpo.trainer.progress import Reporter
+from arpo.trainer.source import policy_source
 from arpo.trainer.summary import Summary
 from arpo.trainer.train import train, warm_start
 
