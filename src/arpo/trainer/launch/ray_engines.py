@@ -193,10 +193,10 @@ class RayEngine:
                 self._say(f"engine {place.number} ended ({first_line(ended)}); starting it again")
                 place.failures += 1
                 self.restarts += 1
+                ray.kill(place.actor)  # one that only cannot be reached would keep the room of the next
             try:
                 await self._start(place)
             except RayTaskError as error:
-                ray.kill(place.actor)
                 if isinstance(error.cause, ArpoError):  # it would say so again
                     place.broken = error.cause
                     return
