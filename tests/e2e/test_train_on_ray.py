@@ -73,15 +73,31 @@ def test_a_job_ends_with_the_numbers_of_a_local_run_and_with_the_truth(
     assert "fix: rollout.group_size=2 or more" in refused.stdout
 
 
+def test_a_cluster_without_room_and_one_that_is_not_there_are_said(
+    cluster: RayCluster, tmp_path: Path
+) -> None:
+    command = (*SMALL, ON_RAY, f"run.dir={tmp_path}")
+    large = start(
+        *command, "run.name=large", "launcher.engines=9", "launcher.start_timeout_s=1", **cluster.env
+    )
+    nowhere = start(*command, "run.name=nowhere", "launcher.address=127.0.0.1:1", OMP_NUM_THREADS="1")
+    output = finish(large)
+    assert large.returncode == 1, output
+    assert "no room for the run's 11 CPU (free: 4 CPU of 4 CPU) after 1 s; fix: a larger cluster" in output
+    output = finish(nowhere)
+    assert nowhere.returncode == 2, output
+    assert "no Ray cluster answers at 127.0.0.1:1" in output
+
+
 def test_the_run_goes_on_when_engine_rank_and_driver_are_killed(cluster: RayCluster, tmp_path: Path) -> None:
     run = tmp_path / "killed"
     command = (*SMALL, ON_RAY, f"run.dir={tmp_path}", "run.name=killed")
     driver = start(*command, "trainer.max_steps=90", **cluster.env)
     try:
-        wait_for(lambda: metrics(run))
+        wait_for(lambda: metrics(run), 240)
         (engine,) = cluster.actors("ray::EngineActor")
         os.kill(engine, signal.SIGKILL)
-        wait_for(lambda: metrics(run)[-1]["engine/restarts"] == 1)
+        wait_for(lambda: metrics(run)[-1]["engine/restarts"] == 1, 240)
         assert lines(run / "faults.jsonl") == [], "no episode has seen it"
         assert [row["rollout/retries"] for row in metrics(run)] == [0] * len(metrics(run))
 
@@ -90,7 +106,7 @@ def test_the_run_goes_on_when_engine_rank_and_driver_are_killed(cluster: RayClus
         assert len(ranks) == 2
         os.kill(ranks[1], signal.SIGKILL)
         wait_for(lambda: not alive(ranks))
-        wait_for(lambda: len(metrics(run)) > done)
+        wait_for(lambda: len(metrics(run)) > done, 240)
 
         family, actors = children(driver.pid), cluster.actors()
         assert len(actors) == 3
@@ -120,7 +136,7 @@ def test_sigterm_on_a_cluster_of_its_own_saves_and_leaves_nothing(tmp_path: Path
         OMP_NUM_THREADS="1", RAY_ADDRESS="",
     )  # fmt: skip
     try:
-        wait_for(lambda: metrics(run))
+        wait_for(lambda: metrics(run), 240)
         family = children(process.pid)
         process.send_signal(signal.SIGTERM)
         output = finish(process)

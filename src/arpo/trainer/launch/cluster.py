@@ -10,6 +10,7 @@ import asyncio
 import logging
 import os
 import signal
+import socket
 import time
 from typing import Any, Self
 
@@ -24,6 +25,7 @@ from arpo.trainer.launch.authentication import cluster_address
 from arpo.trainer.progress import Reporter
 
 _SAY_EVERY_S = 30.0
+_ANSWER_S = 10.0
 
 
 class Cluster:
@@ -73,6 +75,8 @@ class Cluster:
         Returns whether there is a cluster; there is none when SIGTERM came meanwhile.
         """
         address = cluster_address(self._section)
+        if address is not None:
+            _raise_if_silent(address)
         wanted = sum(bundle["CPU"] for bundle in self._bundles)
         # cores of this machine are shared by its ranks, engines and desktops; Ray's counting must not refuse that
         cores = max(os.cpu_count() or 1, int(wanted) + 1)
@@ -87,10 +91,7 @@ class Cluster:
         except (RayError, ConnectionError, RuntimeError, ValueError) as error:
             if address is None:
                 raise ArpoError(f"a Ray cluster of the run's own could not be started: {error}") from error
-            raise ConfigError(
-                f"no Ray cluster answers at {address}: {first_line(error)}; fix: launcher.address or RAY_ADDRESS, and "
-                "RAY_AUTH_MODE and the token where the cluster wants one"
-            ) from error
+            raise _unanswered(address, error) from error
         except SystemExit:  # how Ray answers SIGTERM
             ray.shutdown()
             signal.signal(signal.SIGTERM, answered)
@@ -126,6 +127,24 @@ class Cluster:
             )
         )
         return f"the Ray cluster has no room for the run's {wanted} (free: {free} of {total})"
+
+
+def _raise_if_silent(address: str) -> None:
+    """Ray itself waits many minutes for an address where nobody listens."""
+    host, _, port = address.rpartition(":")
+    if not port.isdecimal():  # `auto`, say
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), _ANSWER_S).close()
+    except OSError as error:
+        raise _unanswered(address, error) from error
+
+
+def _unanswered(address: str, error: Exception) -> ConfigError:
+    return ConfigError(
+        f"no Ray cluster answers at {address}: {first_line(error)}; fix: launcher.address or RAY_ADDRESS, and "
+        "RAY_AUTH_MODE and the token where the cluster wants one"
+    )
 
 
 def first_line(error: BaseException) -> str:
