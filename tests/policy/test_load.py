@@ -2,6 +2,7 @@ import pytest
 import torch
 
 from arpo.policy.load import load_policy
+from arpo.policy.lora import Lora
 from arpo.protocol.problems import ConfigError
 from policy_kit import MAX_PIXELS, MIN_PIXELS, fresh_policy, tiny_folder
 
@@ -56,3 +57,17 @@ def test_a_blueprint_loads_with_the_same_shape_and_tokens_and_holds_no_weights(t
 
 def test_bfloat16_is_a_parameter_dtype():
     assert {p.dtype for p in fresh_policy(dtype="bfloat16").model.parameters()} == {torch.bfloat16}
+
+
+def test_an_outline_has_no_weights_and_writes_the_same_blueprint(tmp_path):
+    lora = Lora(4, 8.0)
+    whole, outline = fresh_policy(lora=lora), fresh_policy(lora=lora, weights=False, device="meta")
+    assert all(parameter.device.type == "meta" for parameter in outline.model.parameters())
+    assert {n: p.shape for n, p in outline.model.named_parameters()} == {
+        n: p.shape for n, p in whole.model.named_parameters()
+    }
+    for name, policy in (("whole", whole), ("outline", outline)):
+        (tmp_path / name).mkdir()
+        policy.save_blueprint(tmp_path / name)
+    written = {path.name: path.read_bytes() for path in (tmp_path / "whole").iterdir()}
+    assert written == {path.name: path.read_bytes() for path in (tmp_path / "outline").iterdir()}

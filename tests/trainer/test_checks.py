@@ -39,6 +39,18 @@ def test_the_defaults_fit_together():
         (["model.lora.rank=8", "model.freeze_vision=false"], "adapters only", "model.freeze_vision=true"),
         (["hardware.gpus=2", "learner.ranks=4"], "learner.ranks=4 is more", "learner.ranks=2"),
         (["learner.cpu_offload=true"], "hardware.gpus=0", "learner.cpu_offload=false"),
+        (["launcher.engines=2"], "needs launcher.kind=ray", "launcher.engines=1"),
+        (["launcher.address=head:6379"], "needs launcher.kind=ray", "launcher.kind=ray"),
+        (
+            ["launcher.kind=ray", "launcher.address=ray://head:10001"],
+            "Ray's client",
+            "launcher.address=HOST:6379",
+        ),
+        (
+            ["launcher.kind=ray", "hardware.gpus=4", "learner.ranks=4"],
+            "4 learner ranks and launcher.engines=1 each have a GPU",
+            "hardware.gpus=5",
+        ),
         (["env.screen=[16384, 64]"], "aspect ratio", "env.screen="),
         (["env.url=http://host:18082"], "without env.token_file", "env.token_file="),
         (["env.url=host:18082", "env.token_file=t"], "no URL", "env.url=http://"),
@@ -138,3 +150,10 @@ def test_a_model_server_needs_nothing_that_training_needs_and_cannot_train():
     (message,) = check_training(config)
     assert "fix: engine.kind=hf to train, or `arpo evaluate`" in message
     assert check_training(load_config(None, [])) == []
+
+
+def test_engine_actors_take_their_gpus_from_the_ranks():
+    assert load_config(None, ["hardware.gpus=8"]).learner_ranks == 8
+    on_ray = load_config(None, ["hardware.gpus=8", "launcher.kind=ray", "launcher.engines=2"])
+    assert on_ray.learner_ranks == 6
+    assert check(on_ray) == []

@@ -144,3 +144,13 @@ def test_a_demonstration_that_the_grammar_has_no_words_for_is_named():
     assert "no words for" in detail
     assert "fix: a tasks.set without it" in detail
     assert failures(*simulated, "imitation.enabled=false") == {}
+
+
+def test_the_ray_launcher_needs_ray_and_no_torchrun(monkeypatch):
+    on_ray = ("env.url=http://127.0.0.1:1", "launcher.kind=ray")
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "1")
+    assert "without torchrun" in failures(*on_ray, hardware=True)["launcher"]
+    monkeypatch.delenv("TORCHELASTIC_RUN_ID")
+    assert "launcher" not in failures(*on_ray, hardware=True)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "ray" else object())
+    assert "fix: pip install 'arpo[ray]'" in failures(*on_ray, hardware=True)["launcher"]

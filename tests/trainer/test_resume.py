@@ -17,9 +17,9 @@ from arpo.checkpoints import folders
 from arpo.config.load import load_config
 from arpo.config.model import Config
 from arpo.protocol.problems import ConfigError
-from arpo.trainer.assembly import policy_source
 from arpo.trainer.evaluate import evaluate_run
 from arpo.trainer.progress import Reporter
+from arpo.trainer.source import policy_source
 from arpo.trainer.stage import load_tasks
 from arpo.trainer.summary import Summary
 from arpo.trainer.train import train, warm_start

@@ -100,6 +100,8 @@ def test_the_table_fits_80_columns_and_says_what_a_person_asks_first() -> None:
         per_step=[row(step, **{"rollout/score": step / 100}) for step in range(1, 31)],
         faults={"desktop_lost": 2, "reset_failed": 1},
         env_server_restarts=1,
+        engine_restarts=2,
+        learner_restarts=1,
         checkpoint="/somewhere/step-000030",
         best_checkpoint="/somewhere/step-000020",
         damaged_checkpoints=1,

@@ -8,6 +8,7 @@ from arpo.config.sections import (
     EnvSection,
     HardwareSection,
     ImitationSection,
+    LauncherSection,
     LearnerSection,
     ModelSection,
     ReplaySection,
@@ -33,9 +34,11 @@ class Config(Section):
     learner: LearnerSection = LearnerSection()
     imitation: ImitationSection = ImitationSection()
     trainer: TrainerSection = TrainerSection()
+    launcher: LauncherSection = LauncherSection()
     hardware: HardwareSection = HardwareSection()
 
     @property
     def learner_ranks(self) -> int:
         """How many processes train together."""
-        return self.learner.ranks or max(1, self.hardware.gpus)
+        engines = self.launcher.engines if self.launcher.kind == "ray" else 0
+        return self.learner.ranks or max(1, self.hardware.gpus - engines)

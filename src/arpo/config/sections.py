@@ -305,7 +305,7 @@ class LearnerSection(Section):
     cpu_offload: bool = False
     """Keep weights, gradients and optimizer state in the host's memory between uses."""
     ranks: NonNegative = 0
-    """Processes that the weights are sharded over; 0: one for each of `hardware.gpus`, at least one."""
+    """Processes that the weights are sharded over; 0: one for each of `hardware.gpus` without an engine actor, or one."""
 
 
 class ImitationSection(Section):
@@ -359,3 +359,20 @@ class HardwareSection(Section):
     """GPUs; 0 is a run on the CPU."""
     gpu_memory_gib: Positive = 80
     """Memory of one GPU."""
+
+
+class LauncherSection(Section):
+    """Where the learner's ranks and the engines work. Under torchrun: in the processes that it has started."""
+
+    kind: Literal["local", "ray"] = "local"
+    """`local`: in processes of this machine; `ray`: each is an actor of a Ray cluster."""
+    address: str | None = None
+    """ray: the cluster's head as `host:port`; unset: RAY_ADDRESS, which a Ray job has, else a cluster of the run's own."""
+    engines: Positive = 1
+    """ray: engine actors; each request goes to the least busy one."""
+    cpus: Annotated[float, Field(gt=0)] = 1.0
+    """ray: CPUs reserved for each rank and each engine; with `hardware.gpus` each has a GPU too."""
+    start_timeout_s: Seconds = 600.0
+    """ray: how long to wait for the cluster to have room for the run, which may first have to add machines."""
+    max_restarts: NonNegative = 3
+    """ray: lost learner ranks, or an engine, are started again this often in a row, without any progress in between."""

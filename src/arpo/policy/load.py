@@ -72,7 +72,7 @@ def load_policy(
     path_or_name: str | Path,
     *,
     dtype: Literal["float32", "bfloat16"] = "float32",
-    device: Literal["auto", "cpu", "cuda"] = "auto",
+    device: Literal["auto", "cpu", "cuda", "meta"] = "auto",
     min_pixels: int,
     max_pixels: int,
     freeze_vision: bool = True,
@@ -86,7 +86,7 @@ def load_policy(
     min_pixels, max_pixels: bounds of the picture that the model sees; they replace the model's own.
     freeze_vision: the whole vision tower, its merger included, gets no gradients. lora: train adapters only;
     seed: of their first values. weights: without, the folder's weights are not read, nor need they be there; the
-    parameters hold anything until someone fills them.
+    parameters hold anything until someone fills them. device: `meta` keeps shapes alone, for which `weights` must be off.
     On the CPU torch is left all cores but one (`arpo.policy.threads`).
     Raises ConfigError when there is no such model, it is no vision-language model, or the device is missing.
     """
@@ -105,7 +105,7 @@ def load_policy(
                     path_or_name, dtype=_DTYPES[dtype], attn_implementation=_ATTENTION
                 )
                 if weights
-                else blank_model(path_or_name, dtype)
+                else blank_model(path_or_name, dtype, target if target.type == "meta" else None)
             )
     except (OSError, ValueError) as error:
         raise ConfigError(_why(path_or_name, error)) from error
@@ -137,10 +137,15 @@ def load_policy(
     )
 
 
-def blank_model(path_or_name: str | Path, dtype: Literal["float32", "bfloat16"]) -> Any:
-    """The model of a folder's configuration, its parameters not yet set. Raises OSError or ValueError."""
+def blank_model(
+    path_or_name: str | Path, dtype: Literal["float32", "bfloat16"], device: torch.device | None = None
+) -> Any:
+    """The model of a folder's configuration, its parameters not yet set. Raises OSError or ValueError.
+
+    device: where it is made; None: on the CPU.
+    """
     config = AutoConfig.from_pretrained(path_or_name)
-    with no_init_weights():
+    with no_init_weights(), device or torch.device("cpu"):
         model = AutoModelForImageTextToText.from_config(
             config, dtype=_DTYPES[dtype], attn_implementation=_ATTENTION
         )
@@ -149,7 +154,7 @@ def blank_model(path_or_name: str | Path, dtype: Literal["float32", "bfloat16"])
     return model
 
 
-def _device(device: Literal["auto", "cpu", "cuda"]) -> torch.device:
+def _device(device: Literal["auto", "cpu", "cuda", "meta"]) -> torch.device:
     if device == "cuda" and not torch.cuda.is_available():
         raise ConfigError("model.device is cuda but torch sees no GPU; use model.device=auto or cpu")
     if device == "auto":

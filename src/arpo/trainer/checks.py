@@ -28,6 +28,7 @@ def check(config: Config) -> list[str]:
         *_environment(config),
         *_model(config),
         *(_vllm(config) if config.engine.kind == "vllm" else ()),
+        *_launcher(config),
     ]
 
 
@@ -201,6 +202,27 @@ def _vllm(config: Config) -> Iterator[str]:
             f"engine.vllm.max_model_len={vllm.max_model_len} is shorter than a whole episode of "
             f"rollout.max_steps={config.rollout.max_steps} steps (about {whole} tokens); "
             f"fix: engine.vllm.max_model_len={whole}"
+        )
+
+
+def _launcher(config: Config) -> Iterator[str]:
+    launcher, learner, gpus = config.launcher, config.learner, config.hardware.gpus
+    if launcher.kind == "local":
+        if launcher.engines > 1:
+            yield f"launcher.engines={launcher.engines} needs launcher.kind=ray; fix: launcher.engines=1"
+        if launcher.address is not None:
+            yield f"launcher.address={launcher.address} needs launcher.kind=ray; fix: launcher.kind=ray"
+        return
+    if launcher.address is not None and "://" in launcher.address:
+        yield (
+            f"launcher.address={launcher.address} is for Ray's client, which keeps the driver off the cluster; "
+            "fix: launcher.address=HOST:6379, or submit a job"
+        )
+    wanted = config.learner_ranks + launcher.engines
+    if 0 < gpus < wanted and learner.ranks <= gpus:
+        yield (
+            f"{config.learner_ranks} learner ranks and launcher.engines={launcher.engines} each have a GPU of their own "
+            f"with launcher.kind=ray, but hardware.gpus={gpus}; fix: hardware.gpus={wanted} or fewer of them"
         )
 
 

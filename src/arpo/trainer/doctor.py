@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import importlib.util
+import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -137,6 +138,7 @@ def _machine(config: Config, *, served: bool) -> Iterator[Check]:
         yield _checked("engine", lambda: _engine(config))
         yield _checked("trackers", lambda: _trackers(config))
         yield _checked("gpus", lambda: _gpus(config))
+        yield _checked("launcher", lambda: _launcher(config))
     yield _checked("desktops", lambda: _desktops(config))
 
 
@@ -192,10 +194,27 @@ def _served_model(config: Config) -> str:
     return f"{section.model} on {section.url}, {key} (not asked)"
 
 
+def _launcher(config: Config) -> str:
+    section = config.launcher
+    if section.kind == "local":
+        return f"local, {config.learner_ranks} learner rank(s)"
+    if importlib.util.find_spec("ray") is None:
+        raise ConfigError("launcher.kind=ray, but ray is not installed; fix: pip install 'arpo[ray]'")
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        raise ConfigError(
+            "launcher.kind=ray starts the ranks itself, but torchrun has started this process; "
+            "fix: `arpo train` without torchrun, or launcher.kind=local"
+        )
+    where = section.address or os.environ.get("RAY_ADDRESS") or "a cluster of its own"
+    return f"ray on {where}: {config.learner_ranks} learner rank(s), {section.engines} engine(s)"
+
+
 def _gpus(config: Config) -> str:
     wanted = config.hardware.gpus
     if wanted == 0:
         return "none wanted"
+    if config.launcher.kind == "ray":
+        return f"{wanted} wanted of the Ray cluster, which is asked at the start"
     if importlib.util.find_spec("torch") is None:
         raise ConfigError(f"hardware.gpus={wanted} cannot be looked for without torch")
     import torch

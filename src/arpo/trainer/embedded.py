@@ -118,12 +118,14 @@ class EmbeddedServer:
             ) from error
         with log:
             self._said_before = log.tell()
+            # Its desktops run what the policy asks for, and must never give orders to the run's Ray cluster.
             # A session of its own: Ctrl-C in the terminal reaches the trainer only, which then stops the server in order.
             self._process = await asyncio.create_subprocess_exec(
                 *self._command(port),
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
+                env={name: value for name, value in os.environ.items() if name != "RAY_AUTH_TOKEN"},
                 start_new_session=True,
             )
         deadline = time.monotonic() + self._start_timeout_s

@@ -14,8 +14,8 @@ from typing import Literal
 from arpo.checkpoints import folders
 from arpo.config.model import Config
 from arpo.evaluation.result import EvaluationResult
+from arpo.trainer.assembly import Assembly
 from arpo.trainer.checkpoints import evaluated
-from arpo.trainer.embedded import EmbeddedServer
 from arpo.trainer.process import peak_rss_gib
 from arpo.trainer.run_directory import RunDirectory
 from arpo.trainer.state import Progress
@@ -28,17 +28,20 @@ from arpo.trainer.version import CodeVersion
 class Ending:
     """Writes the summary of a run. started: when its process began, by `time.monotonic`.
 
-    progress: of the run, from when it is known where it goes on; before that there is nothing to tell. server: the
-    embedded one. after: the last evaluation.
+    learner_restarts: before this process's present attempt. progress: of the run, from when it is known where it goes on;
+    before that there is nothing to tell. parts: once they are there. after: the last evaluation.
     """
 
-    def __init__(self, config: Config, run: RunDirectory, version: CodeVersion, started: float) -> None:
+    def __init__(
+        self, config: Config, run: RunDirectory, version: CodeVersion, started: float, learner_restarts: int
+    ) -> None:
         self._config = config
         self._run = run
         self._version = version
         self._started = started
+        self._learner_restarts = learner_restarts
         self.progress: Progress | None = None
-        self.server: EmbeddedServer | None = None
+        self.parts: Assembly | None = None
         self.after: EvaluationResult | None = None
 
     @asynccontextmanager
@@ -64,7 +67,8 @@ class Ending:
     def _write(
         self, progress: Progress, state: Literal["finished", "stopped", "failed"], why: str | None
     ) -> Summary:
-        config, run = self._config, self._run
+        config, run, parts = self._config, self._run, self.parts
+        server = parts.server if parts else None
         saved = folders.complete(run.checkpoints)
         newest = saved[-1] if saved else None
         best = folders.best(saved, evaluated(run.root))
@@ -83,7 +87,9 @@ class Ending:
             after=self.after,
             per_step=rows,
             faults=progress.faults,
-            env_server_restarts=self.server.restarts if self.server else 0,
+            env_server_restarts=server.restarts if server else 0,
+            engine_restarts=parts.launcher.engine_restarts if parts else 0,
+            learner_restarts=self._learner_restarts,
             checkpoint=str(newest) if newest else None,
             best_checkpoint=str(best) if best else None,
             damaged_checkpoints=progress.damaged_checkpoints,

@@ -29,7 +29,7 @@ from arpo.learner.learner import Learner
 from arpo.learner.ranks import Ranks, alone, join, leave
 from arpo.policy.load import Policy
 from arpo.protocol.problems import ArpoError, ConfigError
-from arpo.trainer.assembly import PolicySource
+from arpo.trainer.source import PolicySource
 
 _HERE = "127.0.0.1"
 

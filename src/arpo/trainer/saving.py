@@ -16,9 +16,9 @@ from arpo.checkpoints.folders import Checkpoint
 from arpo.learner import checkpoint
 from arpo.learner.checkpoint import CheckpointError
 from arpo.learner.checkpointer import Checkpointer
-from arpo.learner.lead import LeadLearner
 from arpo.policy.load import Policy
 from arpo.replay.buffer import ReplayBuffer
+from arpo.trainer.launch import RunLearner
 from arpo.trainer.schedule import Schedule
 from arpo.trainer.state import Progress
 from arpo.trainer.stop import Stop
@@ -31,7 +31,7 @@ class Saver:
         self,
         checkpointer: Checkpointer,
         *,
-        learner: LeadLearner,
+        learner: RunLearner,
         replay: ReplayBuffer,
         policy: Policy,
         schedule: Schedule,

@@ -42,6 +42,8 @@ class Summary(BaseModel):
     per_step: list[dict[str, float]]
     faults: dict[str, int]
     env_server_restarts: int
+    engine_restarts: int
+    learner_restarts: int
     checkpoint: str | None
     best_checkpoint: str | None
     damaged_checkpoints: int
@@ -113,6 +115,9 @@ def print_summary(summary: Summary, console: Console) -> None:
     table.add_row("replayed", str(summary.replayed))
     faults = ", ".join(f"{code} {count}" for code, count in sorted(summary.faults.items()))
     table.add_row("environment faults", faults or "0")
+    if summary.engine_restarts or summary.learner_restarts:
+        lost = f"engines {summary.engine_restarts}, learner {summary.learner_restarts}"
+        table.add_row("started again", lost)
     table.add_row("checkpoint", summary.checkpoint or "–")
     if summary.best_checkpoint not in (None, summary.checkpoint):
         table.add_row("best checkpoint", summary.best_checkpoint)

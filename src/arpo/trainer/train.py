@@ -19,7 +19,6 @@ from arpo.evaluation.report import in_words
 from arpo.evaluation.result import EvaluationResult
 from arpo.learner.checkpoint import read_state
 from arpo.learner.checkpointer import Checkpointer
-from arpo.learner.lead import LeadLearner
 from arpo.protocol.problems import ArpoError, ConfigError
 from arpo.replay import ReplayBuffer, ReplayError
 from arpo.replay.dataset import Dataset
@@ -28,14 +27,15 @@ from arpo.replay.tokenizer import tokenizer_fingerprint
 from arpo.rollout.collect import Rollouts
 from arpo.rollout.groups import Batch, Group
 from arpo.rollout.usage import Utilisation
+from arpo.trainer.again import replacing_lost_ranks
 from arpo.trainer.assembly import Assembly, assemble
 from arpo.trainer.board import Board
 from arpo.trainer.checkpoints import evaluated, newest_to_resume
 from arpo.trainer.ending import Ending
+from arpo.trainer.launch import RunLearner
 from arpo.trainer.metrics import batch_record, evaluation_metrics, step_metrics, warnings
 from arpo.trainer.process import rss_gib
 from arpo.trainer.progress import Reporter
-from arpo.trainer.ranks import leading
 from arpo.trainer.run_directory import RunDirectory
 from arpo.trainer.saving import Saver
 from arpo.trainer.schedule import Schedule, ended_episodes, pending_groups
@@ -54,13 +54,21 @@ async def train(config: Config, reporter: Reporter, stop: Stop | None = None) ->
     """Train as configured, from the newest complete checkpoint if the run directory has one.
 
     stop: with it a signal stops the run in order; what was not yet saved of the last finished step is saved then.
+    Raises LearnerLost when ranks were lost more often than `launcher.max_restarts` allows.
     """
     stop = stop or Stop(config.trainer.grace_s)
+    return await replacing_lost_ranks(
+        lambda restarts: train_once(config, reporter, stop, restarts), config, stop, reporter.say
+    )
+
+
+async def train_once(config: Config, reporter: Reporter, stop: Stop, learner_restarts: int) -> Summary:
+    """`train` until it is done, or a learner rank is lost (LearnerLost)."""
     started = time.monotonic()
     with RunDirectory(config) as run:
         version = code_version()
         newest, damaged = open_run(config, run, reporter, version)
-        ending = Ending(config, run, version, started)
+        ending = Ending(config, run, version, started, learner_restarts)
         async with (
             ending.known(stop),
             tracking(config.run.trackers, tracker_start(config, run, newest), reporter.say) as trackers,
@@ -70,7 +78,7 @@ async def train(config: Config, reporter: Reporter, stop: Stop | None = None) ->
             progress = trainer.saver.restore(newest) if newest else Progress()
             progress.damaged_checkpoints += damaged
             trainer.board.progress = ending.progress = progress
-            ending.server = trainer.parts.server
+            ending.parts = trainer.parts
             async with trainer.saver.until_left(stop):
                 await trainer.publish(progress)
 
@@ -161,15 +169,17 @@ async def learning(
     config: Config, run: RunDirectory, saved: Checkpoint | None, reporter: Reporter, trackers: Trackers
 ) -> AsyncIterator[Trainer]:
     """Everything that training needs: desktops, engine, and the learner on all its ranks."""
-    async with assemble(config, run, saved, reporter) as parts:
-        with leading(config, parts.source, parts.policy) as learner:
-            yield Trainer(parts, learner, trackers)
+    async with (
+        assemble(config, run, saved, reporter) as parts,
+        parts.launcher.learner(parts.plan, parts.policy) as learner,
+    ):
+        yield Trainer(parts, learner, trackers)
 
 
 class Trainer:
     """The learner's side of a run: learner, replay buffer, task cursor, and who saves them."""
 
-    def __init__(self, parts: Assembly, learner: LeadLearner, trackers: Trackers) -> None:
+    def __init__(self, parts: Assembly, learner: RunLearner, trackers: Trackers) -> None:
         config = parts.config
         self.parts = parts
         self.trackers = trackers
@@ -287,7 +297,7 @@ class Trainer:
     async def publish(self, progress: Progress) -> None:
         """Give the engine the learner's weights as the policy version that the run is at."""
         with self.board.phase("publishes weights"):
-            await self.parts.engine.push(self.learner.weights(), progress.policy_version)
+            await self.parts.launcher.publish(progress.policy_version)
 
     @asynccontextmanager
     async def rollouts(self, progress: Progress) -> AsyncIterator[Rollouts]:
@@ -380,6 +390,7 @@ class Trainer:
             utilisation,
             rss_gib(),
         )
+        row["engine/restarts"] = self.parts.launcher.engine_restarts
         progress.per_step.append(row)
         self.parts.run.metrics(row)
         self.trackers.log(progress.step, row)

@@ -16,7 +16,6 @@ from statistics import fmean
 
 from arpo.agent.profiles import Profile
 from arpo.config.sections import ImitationSection
-from arpo.learner.lead import LeadLearner
 from arpo.protocol.problems import ArpoError, ConfigError
 from arpo.replay.dataset import Dataset
 from arpo.rollout.collect import Collector
@@ -26,6 +25,7 @@ from arpo.rollout.scheduler import Scheduler
 from arpo.tasks.demonstration import Demonstration
 from arpo.tasks.model import Task
 from arpo.tasks.sets import Suite
+from arpo.trainer.launch import RunLearner
 from arpo.trainer.progress import Reporter
 from arpo.trainer.state import WarmStart
 from arpo.trajectory import Trajectory
@@ -98,7 +98,7 @@ def read_demonstrations(dataset: Dataset, *, tokenizer: str, success_above: floa
 
 
 async def imitate(
-    learner: LeadLearner,
+    learner: RunLearner,
     demonstrations: Sequence[Trajectory],
     screenshots: ScreenshotStore,
     section: ImitationSection,
