@@ -49,9 +49,14 @@ def warm(**changes: Any) -> WarmStart:
 def missing(
     *overrides: str, after: EvaluationResult | None = None, saved: int = 2, **changes: Any
 ) -> list[str]:
-    whole = {"step": 2, "warm_start": warm(), "before": evaluation(0.0), "per_step": [row(1), row(2)]}
+    whole = {"warm_start": warm(), "before": evaluation(0.0)}
+    rows = changes.pop("rows", [row(1), row(2)])
+    progress = Progress(**whole | changes)
+    for one in rows:
+        progress.step += 1
+        progress.add(one)
     config = load_config(None, [*CONFIG, *overrides])
-    return missing_stages(config, Progress(**whole | changes), after or evaluation(1.0), saved)
+    return missing_stages(config, progress, after or evaluation(1.0), saved)
 
 
 def test_nothing_is_missing_of_a_whole_run_nor_what_was_not_asked_for() -> None:
@@ -60,8 +65,8 @@ def test_nothing_is_missing_of_a_whole_run_nor_what_was_not_asked_for() -> None:
     off = ("imitation.enabled=false", "trainer.eval_before=false", "trainer.eval_after=false")
     assert missing(*off, warm_start=None, before=None, after=evaluation()) == []
     failures = [row(1, **{"rollout/successes": 0, "replay/size": 0})] * 2
-    assert missing(per_step=failures) == []
-    assert missing("replay.rule=off", per_step=[row(1, **{"replay/size": 0})] * 2) == []
+    assert missing(rows=failures) == []
+    assert missing("replay.rule=off", rows=[row(1, **{"replay/size": 0})] * 2) == []
 
 
 @pytest.mark.parametrize(
@@ -72,9 +77,9 @@ def test_nothing_is_missing_of_a_whole_run_nor_what_was_not_asked_for() -> None:
         ({"before": None}, "evaluation before"),
         ({"before": evaluation(lost=3)}, "evaluation before"),
         ({"after": evaluation(lost=3)}, "evaluation after"),
-        ({"per_step": [row(1)]}, "training: 1 of 2 steps"),
-        ({"per_step": [row(1), row(2, **{"learner/optimizer_steps": 0})]}, "step 2: no optimizer step"),
-        ({"per_step": [row(1), row(2, **{"replay/size": 0})]}, "replay: no success was stored"),
+        ({"rows": [row(1)], "saved": 1}, "training: 1 of 2 steps"),
+        ({"rows": [row(1), row(2, **{"learner/optimizer_steps": 0})]}, "step 2: no optimizer step"),
+        ({"rows": [row(1), row(2, **{"replay/size": 0})]}, "replay: no success was stored"),
         ({"saved": 1}, "checkpoint: none of step 2"),
         ({"saved": None}, "checkpoint: none of step 2"),
     ],
@@ -94,6 +99,7 @@ def test_the_table_fits_80_columns_and_says_what_a_person_asks_first() -> None:
         steps=30,
         policy_version=31,
         optimizer_steps=30,
+        replayed=30,
         warm_start=warm(),
         before=evaluation(0.0, 1.0, lost=1),
         after=evaluation(1.0),
@@ -122,3 +128,13 @@ def test_the_table_fits_80_columns_and_says_what_a_person_asks_first() -> None:
         "best checkpoint", "step-000020", "damaged checkpoints",
     ):  # fmt: skip
         assert shown in flat, shown
+
+
+def test_what_is_kept_of_a_long_run_is_bounded_and_its_counts_are_whole() -> None:
+    progress = Progress()
+    for step in range(1, 1001):
+        progress.add(row(step, **{"learner/optimizer_steps": 0} if step == 7 else {}))
+    assert len(progress.per_step) == 128
+    assert progress.per_step[-1]["step"] == 1000
+    assert (progress.optimizer_steps, progress.replayed, progress.successes) == (999, 1000, 1000)
+    assert progress.idle_steps == [7]

@@ -218,11 +218,17 @@ def _launcher(config: Config) -> Iterator[str]:
             f"launcher.address={launcher.address} is for Ray's client, which keeps the driver off the cluster; "
             "fix: launcher.address=HOST:6379, or submit a job"
         )
-    wanted = config.learner_ranks + launcher.engines
+    if config.engine.kind == "vllm" and config.engine.vllm.colocate:
+        yield (
+            "engine.vllm.colocate=true is for one machine, but with launcher.kind=ray engines have GPUs of their own; "
+            "fix: engine.vllm.colocate=false or launcher.kind=local"
+        )
+    wanted = config.learner_ranks + launcher.engines * config.engine_gpus
     if 0 < gpus < wanted and learner.ranks <= gpus:
         yield (
-            f"{config.learner_ranks} learner ranks and launcher.engines={launcher.engines} each have a GPU of their own "
-            f"with launcher.kind=ray, but hardware.gpus={gpus}; fix: hardware.gpus={wanted} or fewer of them"
+            f"{config.learner_ranks} learner ranks and launcher.engines={launcher.engines} have GPUs of their own "
+            f"with launcher.kind=ray, {wanted} in all, but hardware.gpus={gpus}; fix: hardware.gpus={wanted} or "
+            "fewer of them"
         )
 
 

@@ -28,9 +28,14 @@ class WarmStart(BaseModel):
     dataset: str | None = None
 
 
-class Progress(BaseModel):
-    """Where a run is. per_step: the rows of `metrics.jsonl`. faults: invalid episodes by problem code.
+_ROWS_KEPT = 128
+"""A run of any length keeps as much in memory, and in every checkpoint."""
 
+
+class Progress(BaseModel):
+    """Where a run is. per_step: the latest rows of `metrics.jsonl`; what is said of all steps is counted beside them.
+
+    idle_steps: the first of those without an optimizer step. faults: invalid episodes by problem code.
     damaged_checkpoints: that were passed over when the run was resumed.
     """
 
@@ -41,5 +46,18 @@ class Progress(BaseModel):
     warm_start: WarmStart | None = None
     before: EvaluationResult | None = None
     per_step: list[dict[str, float]] = []
+    optimizer_steps: int = 0
+    replayed: int = 0
+    successes: int = 0
+    idle_steps: list[int] = []
     faults: Counter[str] = Counter()
     damaged_checkpoints: int = 0
+
+    def add(self, row: dict[str, float]) -> None:
+        """Count the metrics of a step that has finished."""
+        self.per_step = [*self.per_step, row][-_ROWS_KEPT:]
+        self.optimizer_steps += int(row["learner/optimizer_steps"])
+        self.replayed += int(row["replay/injected"])
+        self.successes += int(row["rollout/successes"])
+        if not row["learner/optimizer_steps"] and len(self.idle_steps) < _ROWS_KEPT:
+            self.idle_steps.append(int(row["step"]))

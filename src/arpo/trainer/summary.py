@@ -39,6 +39,7 @@ class Summary(BaseModel):
     warm_start: WarmStart | None
     before: EvaluationResult | None
     after: EvaluationResult | None
+    replayed: int
     per_step: list[dict[str, float]]
     faults: dict[str, int]
     env_server_restarts: int
@@ -58,11 +59,6 @@ class Summary(BaseModel):
         """Success, intervals and pass@k stand beside the scores that they follow from."""
         return result.record() if result is not None else None
 
-    @property
-    def replayed(self) -> int:
-        """Replayed trajectories over all steps."""
-        return int(sum(row["replay/injected"] for row in self.per_step))
-
 
 def missing_stages(
     config: Config, progress: Progress, after: EvaluationResult | None, checkpoint_step: int | None
@@ -75,13 +71,13 @@ def missing_stages(
     imitated = warm is not None and (
         warm.steps > 0 or warm.probability_before >= config.imitation.target_prob
     )
-    sampled_successes = config.replay.rule != "off" and any(row["rollout/successes"] for row in rows)
+    sampled_successes = config.replay.rule != "off" and progress.successes > 0
     happened = {
         "imitation: no demonstration was imitated": not config.imitation.enabled or imitated,
         "evaluation before training: no valid episode": not section.eval_before or _valid(progress.before),
         "evaluation after training: no valid episode": not section.eval_after or _valid(after),
-        f"training: {len(rows)} of {section.max_steps} steps": len(rows) >= section.max_steps,
-        **{f"step {row['step']:.0f}: no optimizer step": row["learner/optimizer_steps"] > 0 for row in rows},
+        f"training: {progress.step} of {section.max_steps} steps": progress.step >= section.max_steps,
+        **{f"step {step}: no optimizer step": False for step in progress.idle_steps},
         "replay: no success was stored": not sampled_successes or rows[-1]["replay/size"] > 0,
         f"checkpoint: none of step {progress.step}": checkpoint_step == progress.step,
     }

@@ -212,14 +212,15 @@ class Trainer:
         parts, config = self.parts, self.config
         with self.board.phase("imitates"):
             demonstrations, screenshots = await self._demonstrations(progress)
-            result = await imitate(
-                self.learner,
-                demonstrations,
-                screenshots,
-                config.imitation,
-                seed=config.run.seed,
-                reporter=parts.reporter,
-            )
+            await parts.launcher.make_room()
+        result = await imitate(
+            self.learner,
+            demonstrations,
+            screenshots,
+            config.imitation,
+            seed=config.run.seed,
+            reporter=parts.reporter,
+        )
         parts.reporter.say(
             f"imitation: {result.steps} steps in {result.seconds:.0f} s; a whole demonstration is sampled with "
             f"probability {result.probability_after:.2f}"
@@ -348,6 +349,7 @@ class Trainer:
             self.replay.store(group.trajectories, step=step)
         self.parts.run.batch(batch_record(step, members, batch))
         with self.board.phase("learns"):
+            await self.parts.launcher.make_room()
             return await asyncio.to_thread(self.learner.step, members, self.parts.run.screenshots.get)
 
     async def evaluate(self, progress: Progress, label: str) -> EvaluationResult:
@@ -391,7 +393,7 @@ class Trainer:
             rss_gib(),
         )
         row["engine/restarts"] = self.parts.launcher.engine_restarts
-        progress.per_step.append(row)
+        progress.add(row)
         self.parts.run.metrics(row)
         self.trackers.log(progress.step, row)
         self.parts.reporter.say(

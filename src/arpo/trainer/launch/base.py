@@ -92,5 +92,8 @@ class Launcher(Protocol):
     def learner(self, plan: Plan, policy: Policy) -> AbstractAsyncContextManager[RunLearner]:
         """The learner on all its ranks, from here on the owner of the policy's model. Called once, inside of `engine`."""
 
+    async def make_room(self) -> None:
+        """The learner is about to compute: an engine on its GPUs gives their memory away until `publish`."""
+
     async def publish(self, version: int) -> None:
         """Give the engine the learner's weights as that policy version. Raises EngineError, LearnerLost."""

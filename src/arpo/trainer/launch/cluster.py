@@ -37,8 +37,11 @@ class Cluster:
     def __init__(self, config: Config, reporter: Reporter) -> None:
         self._section = config.launcher
         self._reporter = reporter
-        bundle = {"CPU": self._section.cpus} | ({"GPU": 1.0} if config.hardware.gpus else {})
-        self._bundles = [bundle] * (config.learner_ranks + self._section.engines)
+        shares = [1] * config.learner_ranks + [config.engine_gpus] * self._section.engines
+        self._bundles = [
+            {"CPU": self._section.cpus} | ({"GPU": float(gpus)} if config.hardware.gpus else {})
+            for gpus in shares
+        ]
         self._group: PlacementGroup | None = None
 
     async def __aenter__(self) -> Self:
@@ -121,7 +124,7 @@ class Cluster:
         wanted, free, total = (
             ", ".join(f"{resources.get(name, 0):g} {name}" for name in self._bundles[0])
             for resources in (
-                {name: len(self._bundles) * number for name, number in self._bundles[0].items()},
+                {name: sum(bundle[name] for bundle in self._bundles) for name in self._bundles[0]},
                 ray.available_resources(),  # type: ignore[no-untyped-call]
                 ray.cluster_resources(),  # type: ignore[no-untyped-call]
             )

@@ -9,6 +9,7 @@ from typing import Self
 from arpo.learner.lead import LeadLearner
 from arpo.policy.load import Policy
 from arpo.rollout.engines.base import Engine
+from arpo.rollout.engines.vllm import VllmEngine
 from arpo.trainer.launch.base import Plan
 from arpo.trainer.launch.factory import load_sampled, start_engine
 from arpo.trainer.ranks import leading
@@ -19,6 +20,7 @@ class LocalLauncher:
 
     def __init__(self) -> None:
         self._engine: Engine | None = None
+        self._colocated: VllmEngine | None = None
         self._learner: LeadLearner | None = None
 
     async def __aenter__(self) -> Self:
@@ -40,6 +42,8 @@ class LocalLauncher:
     async def engine(self, plan: Plan, policy: Policy) -> AsyncIterator[Engine]:
         """An engine with a copy of the policy."""
         self._engine = await start_engine(plan, policy)
+        if isinstance(self._engine, VllmEngine) and plan.config.engine.vllm.colocate:
+            self._colocated = self._engine
         try:
             yield self._engine
         finally:
@@ -51,8 +55,15 @@ class LocalLauncher:
         with leading(plan.config, plan.source, policy) as self._learner:
             yield self._learner
 
+    async def make_room(self) -> None:
+        """A colocated engine sleeps until `publish`."""
+        if self._colocated is not None:
+            await self._colocated.sleep()
+
     async def publish(self, version: int) -> None:
         """Gather the weights here and copy them into the engine."""
         assert self._engine is not None  # noqa: S101 - nothing is published before there are both
         assert self._learner is not None  # noqa: S101
+        if self._colocated is not None:
+            await self._colocated.wake()
         await self._engine.push(self._learner.weights(), version)

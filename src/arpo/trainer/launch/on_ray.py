@@ -63,6 +63,9 @@ class RayLauncher:
         finally:
             self._learner.close()
 
+    async def make_room(self) -> None:
+        """There is room: no bundle is shared."""
+
     async def publish(self, version: int) -> None:
         """Rank 0 puts the weights into the object store, and every engine takes them from there."""
         assert self._engine is not None  # noqa: S101 - nothing is published before there are both
