@@ -157,3 +157,22 @@ def test_engine_actors_take_their_gpus_from_the_ranks():
     on_ray = load_config(None, ["hardware.gpus=8", "launcher.kind=ray", "launcher.engines=2"])
     assert on_ray.learner_ranks == 6
     assert check(on_ray) == []
+
+
+def test_spread_engines_take_all_their_gpus_and_say_what_only_one_machine_can_do():
+    vllm = ["hardware.gpus=8", "launcher.kind=ray", "engine.kind=vllm", "engine.vllm.tensor_parallel=2"]
+    config = load_config(None, [*vllm, "launcher.engines=2"])
+    assert config.learner_ranks == 4
+    assert check(config) == []
+    (message,) = problems(*vllm, "learner.ranks=8")
+    assert "fix: hardware.gpus=10" in message
+    (message,) = problems(*vllm, "engine.vllm.weight_transfer=nccl")
+    assert "fix: engine.vllm.weight_transfer=auto" in message
+    (message,) = problems(*vllm, "engine.vllm.colocate=true")
+    assert "fix: engine.vllm.colocate=false or launcher.kind=local" in message
+
+
+def test_refilling_needs_advantages_within_the_group():
+    assert problems("rollout.refill=4") == []
+    (message,) = problems("rollout.refill=4", "learner.advantage=reinforce++")
+    assert "fix: rollout.refill=0" in message

@@ -24,6 +24,7 @@ def check(config: Config) -> list[str]:
         return [*_openai(config), *_pixels(config), *_environment(config)]
     return [
         *_batch(config),
+        *_refill(config),
         *_screenshots(config),
         *_environment(config),
         *_model(config),
@@ -67,6 +68,14 @@ def _batch(config: Config) -> Iterator[str]:
         yield (
             f"learner.minibatches={learner.minibatches} does not divide the {rows} rows of a step ({step}); "
             f"fix: learner.minibatches={_divisor(rows, learner.minibatches)}"
+        )
+
+
+def _refill(config: Config) -> Iterator[str]:
+    if config.rollout.refill and config.learner.advantage == "reinforce++":
+        yield (
+            f"rollout.refill={config.rollout.refill} leaves out groups whose rewards are equal, but "
+            "learner.advantage=reinforce++ compares between groups; fix: rollout.refill=0, or another learner.advantage"
         )
 
 
@@ -222,6 +231,11 @@ def _launcher(config: Config) -> Iterator[str]:
         yield (
             "engine.vllm.colocate=true is for one machine, but with launcher.kind=ray engines have GPUs of their own; "
             "fix: engine.vllm.colocate=false or launcher.kind=local"
+        )
+    if config.engine.kind == "vllm" and config.engine.vllm.weight_transfer in ("nccl", "ipc"):
+        yield (
+            f"engine.vllm.weight_transfer={config.engine.vllm.weight_transfer} needs the learner in the engine's process, "
+            "but with launcher.kind=ray weights come through Ray; fix: engine.vllm.weight_transfer=auto"
         )
     wanted = config.learner_ranks + launcher.engines * config.engine_gpus
     if 0 < gpus < wanted and learner.ranks <= gpus:

@@ -19,9 +19,13 @@ def make_engine(
     """
     section = config.engine
     if section.kind == "vllm":
+        vllm = section.vllm
+        if config.launcher.kind == "ray" and config.hardware.gpus and vllm.weight_transfer == "auto":
+            # Ray brings the weights into this process, which has no GPU but the workers'
+            vllm = vllm.model_copy(update={"weight_transfer": "reload"})
         return VllmEngine(
             folder,
-            section.vllm,
+            vllm,
             dtype=config.model.dtype,
             min_pixels=config.agent.min_pixels,
             max_pixels=config.agent.max_pixels,
