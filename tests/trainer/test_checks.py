@@ -48,7 +48,7 @@ def test_the_defaults_fit_together():
         ),
         (
             ["launcher.kind=ray", "hardware.gpus=4", "learner.ranks=4"],
-            "4 learner ranks and launcher.engines=1 each have a GPU",
+            "4 learner ranks and launcher.engines=1 have GPUs",
             "hardware.gpus=5",
         ),
         (["env.screen=[16384, 64]"], "aspect ratio", "env.screen="),

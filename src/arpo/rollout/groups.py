@@ -18,9 +18,9 @@ class Episode:
     seed: int
 
 
-@dataclass
+@dataclass(eq=False)
 class Group:
-    """The trajectories of one task that share an advantage baseline.
+    """The trajectories of one task that share an advantage baseline; a thing of its own, equal to itself alone.
 
     number: in the order in which groups were opened, which is that of the tasks. places: valid trajectories by place.
     retries: episodes that were run again because their environment failed. lost: places that stay empty, because the

@@ -311,18 +311,26 @@ class Scheduler:
 
         Groups that have nothing go as early as they may: they are in the place of groups that could be opened.
         """
-        needed, due = self._rules.groups_per_step, self._dues()
-        empty = [group for group in self._live.values() if group.closed and not group.places]
-        full = [group for group in self._live.values() if group.closed and group.places]
-        full.sort(key=lambda group: (due[group.id], group.number))
+        needed = self._rules.groups_per_step
+        closed = [group for group in self._live.values() if group.closed]
         if self._finished:
-            needed = min(needed, len(empty) + len(full)) or needed
+            needed = min(needed, len(closed)) or needed
+        if len(closed) < needed:
+            return None
+        due = self._dues()
+        empty = [group for group in closed if not group.places]
+        full = sorted((g for g in closed if g.places), key=lambda group: (due[group.id], group.number))
         for number in range(min(needed, len(empty)), max(0, needed - len(full)) - 1, -1):
             batch = empty[:number] + full[: needed - number]
-            left = [due[group.id] for group in self._live.values() if group not in batch]
+            left = [due[group.id] for group in self._left(batch)]
             if len(batch) == needed and self._in_time(left):
                 return batch
         return None
+
+    def _left(self, batch: Sequence[Group]) -> list[Group]:
+        """The groups in flight that are not in the batch."""
+        chosen = set(batch)
+        return [group for group in self._live.values() if group not in chosen]
 
     @property
     def _finished(self) -> bool:
@@ -347,8 +355,7 @@ class Scheduler:
         On-policy that is all of them: what is begun while the learner learns would be too old as well.
         """
         due, on_policy = self._dues(), self._rules.max_staleness == 0
-        left = [group for group in self._live.values() if group not in batch]
-        late = [group for group in left if on_policy or due[group.id] <= self._version]
+        late = [group for group in self._left(batch) if on_policy or due[group.id] <= self._version]
         self._spare += [group for group in late if group.closed]
         return late
 
