@@ -1,8 +1,7 @@
 """One engine made of engine actors: requests are spread over them, and an actor that dies is replaced.
 
-Invariant: a request is answered or fails for a reason of its own, whichever actors, or processes below them, die meanwhile;
-and no actor samples with
-weights older than those of the last `push` that has returned.
+Invariant: a request is answered or fails for a reason of its own, whichever actors, or processes below them, die
+meanwhile; and no actor samples with weights older than those of the last `push` that has returned.
 """
 
 from __future__ import annotations
