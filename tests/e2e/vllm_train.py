@@ -34,9 +34,9 @@ def below(pid: int, *programs: str) -> list[int]:
 
 
 def tasks(folder: Path) -> str:
-    """Tasks that are scored without desktop-env, which this environment has not."""
+    """What is scored without desktop-env, which this environment has not."""
     path = folder / "tasks.json"
-    path.write_text(json.dumps({"settings": ["settings-dark-mode"], "notes": ["notes-print"]}))
+    path.write_text(json.dumps({"notes": ["notes-print"]}))
     return f"tasks.set={path}"
 
 

@@ -206,14 +206,14 @@ class VllmEngine:
         task.add_done_callback(self._calls.discard)
         try:
             while not (await asyncio.wait({task}, timeout=_LOOK_S))[0]:
-                if self._llm.errored and not self._closed:
+                if not self._closed and self._llm.errored:
                     raise EngineUnusableError(_DEAD)
         finally:
             task.cancel()
         try:
             return task.result()
         except Exception as error:
-            if self._llm.errored and not self._closed:
+            if not self._closed and self._llm.errored:
                 raise EngineUnusableError(_DEAD) from error
             raise
 
@@ -334,6 +334,7 @@ class VllmEngine:
             await asyncio.wait(self._calls)
         await asyncio.to_thread(self._sender.close)
         self._llm.shutdown()
+        del self._llm  # it shuts down once more when it is collected, for which it is too late as Python ends
 
     def _stop(self) -> None:
         self._loop.call_soon_threadsafe(self._loop.stop)
