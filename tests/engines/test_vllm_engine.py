@@ -22,7 +22,7 @@ VLLM_PYTHON = ROOT / ".cache" / "vllm-venv" / "bin" / "python"
     not (VLLM_PYTHON.parent.parent / ".arpo-setup").exists(),
     reason="no vLLM here; `make vllm` installs its CPU build",
 )
-@pytest.mark.parametrize("file", ["vllm_conformance.py", "vllm_only.py"])
+@pytest.mark.parametrize("file", ["engines/vllm_conformance.py", "engines/vllm_only.py", "e2e/vllm_train.py"])
 def test_the_vllm_engine(file):
     arguments = [
         "-q",
@@ -31,7 +31,7 @@ def test_the_vllm_engine(file):
         "no:cacheprovider",
         "--durations=5",
         "--timeout=600",
-        f"tests/engines/{file}",
+        f"tests/{file}",
     ]
     done = subprocess.run(
         [VLLM_PYTHON, "-m", "pytest", *arguments],

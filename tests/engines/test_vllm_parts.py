@@ -2,12 +2,17 @@
 
 import asyncio
 import io
+import os
+import signal
+import subprocess
+import sys
 
 import pytest
 import torch
 
 from arpo.rollout.engines import EngineError
 from arpo.rollout.engines.vllm.gate import Gate
+from arpo.rollout.engines.vllm.leader import LEADER
 from arpo.rollout.engines.vllm.prompts import PromptReader
 from arpo.rollout.engines.vllm.weights import Manifest, choose_method
 from policy_kit import MAX_PIXELS, MIN_PIXELS, fresh_policy, picture, tiny_folder
@@ -140,3 +145,27 @@ def test_a_gate_passes_errors_and_cancellation_on():
         await asyncio.wait_for(gate.close(), 1)
 
     asyncio.run(run())
+
+
+def test_a_worker_ends_with_the_process_that_leads_it_and_takes_its_parent_along():
+    """The leader is a stranger to both: the core between them does not notice that it is gone."""
+    leader = subprocess.Popen(["sleep", "60"])
+    program = (
+        "import multiprocessing as m, time\n"
+        "from arpo.rollout.engines.vllm.leader import end_with_leader\n"
+        "def work():\n    end_with_leader(); print('up', flush=True); time.sleep(60)\n"
+        "worker = m.get_context('fork').Process(target=work)\nworker.start(); worker.join(); time.sleep(60)"
+    )
+    core = subprocess.Popen(
+        [sys.executable, "-c", program], env={**os.environ, LEADER: str(leader.pid)}, stdout=subprocess.PIPE
+    )
+    try:
+        assert core.stdout.readline() == b"up\n"
+        assert core.poll() is None
+        leader.kill()
+        leader.wait()
+        assert core.wait(10) == -signal.SIGKILL
+        assert core.stdout.read() == b"", "the worker's end of the pipe is closed too"
+    finally:
+        leader.kill()
+        core.kill()

@@ -1,7 +1,7 @@
 """One engine made of engine actors: requests are spread over them, and an actor that dies is replaced.
 
-Invariant: a request is answered or fails for a reason of its own, whichever actors die meanwhile; and no actor samples with
-weights older than those of the last `push` that has returned.
+Invariant: a request is answered or fails for a reason of its own, whichever actors, or processes below them, die
+meanwhile; and no actor samples with weights older than those of the last `push` that has returned.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import ray
 from ray.exceptions import RayActorError, RayError, RayTaskError
 
 from arpo.protocol.problems import ArpoError
-from arpo.rollout.engines.base import EngineError, Generation, Sampling
+from arpo.rollout.engines.base import EngineError, EngineUnusableError, Generation, Sampling
 from arpo.trainer.launch.base import Plan
 from arpo.trainer.launch.cluster import Cluster, first_line
 from arpo.trainer.launch.engine_actor import EngineActor
@@ -91,7 +91,7 @@ class RayEngine:
             place.outstanding += 1
             try:
                 generation = await self._ask(place, prompt_ids, names, pictures, sampling)
-            except RayActorError as error:
+            except (RayActorError, EngineUnusableError) as error:
                 self._replace(place, actor, error)
             else:
                 place.failures = 0
@@ -175,18 +175,18 @@ class RayEngine:
         if place.ready.is_set():
             try:
                 await _answer(actor.push.remote(self._weights, self._version))
-            except RayActorError as error:
+            except (RayActorError, EngineUnusableError) as error:
                 self._replace(place, actor, error)
         if not place.ready.is_set() and place.coming is not None:
             await asyncio.wait([place.coming])
 
-    def _replace(self, place: _Place, actor: Any, why: RayError) -> None:
+    def _replace(self, place: _Place, actor: Any, why: RayError | EngineUnusableError) -> None:
         """Begin to replace the actor, unless another request has seen its end before."""
         if place.actor is actor and place.ready.is_set():
             place.ready.clear()
             place.coming = asyncio.create_task(self._bring(place, why))
 
-    async def _bring(self, place: _Place, ended: RayError | None) -> None:
+    async def _bring(self, place: _Place, ended: RayError | EngineUnusableError | None) -> None:
         """Start actors until one has the weights, or too many in a row have died. ended: why the one before did."""
         while ended is None or place.failures < self._plan.config.launcher.max_restarts:
             if ended is not None:
@@ -197,7 +197,8 @@ class RayEngine:
             try:
                 await self._start(place)
             except RayTaskError as error:
-                if isinstance(error.cause, ArpoError):  # it would say so again
+                # it would say so again; an engine that became unusable while it started may not
+                if isinstance(error.cause, ArpoError) and not isinstance(error.cause, EngineUnusableError):
                     place.broken = error.cause
                     return
                 ended = error

@@ -4,6 +4,9 @@ Invariant: no request to vLLM lives across a change of weights. A push cuts shor
 vLLM is idle, changes the weights, empties every cache, and then continues each reply from the tokens that it had, as a
 new request under the new version. So each token was sampled, from its first matrix product to its last, by the version
 that it is tagged with; its key-value cache too is that version's. A reply pays for that with one more prefill.
+
+vLLM's processes and this one end together: when one of theirs dies, every call raises EngineUnusableError; when this one
+dies, however, they end by themselves (`worker.py`).
 """
 
 from __future__ import annotations
@@ -23,8 +26,9 @@ from transformers import AutoConfig
 
 from arpo.config.sections import VllmSection
 from arpo.protocol.problems import ConfigError
-from arpo.rollout.engines.base import EngineError, Generation, Sampling
+from arpo.rollout.engines.base import EngineError, EngineUnusableError, Generation, Sampling
 from arpo.rollout.engines.vllm.gate import Gate
+from arpo.rollout.engines.vllm.leader import LEADER
 from arpo.rollout.engines.vllm.prompts import Prompt, PromptReader
 from arpo.rollout.engines.vllm.reply import Reply
 from arpo.rollout.engines.vllm.weights import CONTROLS, Manifest, WeightSender, choose_method
@@ -35,6 +39,8 @@ if TYPE_CHECKING:
 _T = TypeVar("_T")
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 _NO_WEIGHTS = "the engine has no weights; push some first"
+_DEAD = "vLLM's processes have ended: one died, or was killed (for the memory that it took?); see what they printed"
+_LOOK_S = 0.5
 
 
 class VllmEngine:
@@ -45,7 +51,8 @@ class VllmEngine:
     one prompt. row_tokens: tokens of the longest prompt and reply, where `section.max_model_len` does not say.
 
     A seed is not honoured: draws come from vLLM's own stream and depend on what else is in the batch. A cancelled
-    request is aborted. Raises ConfigError when vLLM is not installed, EngineError when it does not start.
+    request is aborted. Raises ConfigError when vLLM is not installed, EngineError when it does not start. Every call
+    raises EngineUnusableError once one of vLLM's processes has died.
     """
 
     def __init__(
@@ -111,6 +118,7 @@ class VllmEngine:
         if method == "ipc":
             # handles of GPU memory are no plain data; they go from this process to its own children
             os.environ["VLLM_ALLOW_INSECURE_SERIALIZATION"] = "1"
+        os.environ[LEADER] = str(os.getpid())
         os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
         os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
         self._loop = asyncio.new_event_loop()
@@ -192,10 +200,22 @@ class VllmEngine:
         return asyncio.run_coroutine_threadsafe(work(), self._loop)
 
     async def _call(self, work: Callable[[], Coroutine[Any, Any, _T]]) -> _T:
+        """A call from outside: to its end, or until vLLM dies, of which not all of its own calls are told."""
         task = asyncio.ensure_future(work())
         self._calls.add(task)
         task.add_done_callback(self._calls.discard)
-        return await task
+        try:
+            while not (await asyncio.wait({task}, timeout=_LOOK_S))[0]:
+                if not self._closed and self._llm.errored:
+                    raise EngineUnusableError(_DEAD)
+        finally:
+            task.cancel()
+        try:
+            return task.result()
+        except Exception as error:
+            if not self._closed and self._llm.errored:
+                raise EngineUnusableError(_DEAD) from error
+            raise
 
     async def _generate(self, prompt_ids: list[int], images: list[bytes], sampling: Sampling) -> Generation:
         reply = Reply()
@@ -314,6 +334,7 @@ class VllmEngine:
             await asyncio.wait(self._calls)
         await asyncio.to_thread(self._sender.close)
         self._llm.shutdown()
+        del self._llm  # it shuts down once more when it is collected, for which it is too late as Python ends
 
     def _stop(self) -> None:
         self._loop.call_soon_threadsafe(self._loop.stop)

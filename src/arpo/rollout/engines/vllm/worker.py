@@ -12,8 +12,10 @@ from vllm.model_executor.layers.fusion.mm_input_norm import FusedMMInputNorm, bu
 
 from arpo.rollout.engines.vllm.cpu import repack_tied_head
 from arpo.rollout.engines.vllm.gloo import register
+from arpo.rollout.engines.vllm.leader import end_with_leader
 
 register()
+end_with_leader()
 
 
 class WorkerExtension:
