@@ -84,8 +84,12 @@ def test_a_vllm_actor_is_trained_with_and_replaced_when_it_or_its_core_dies(tmp_
     assert [row["rollout/valid"] for row in rows()] == [3] * len(rows())
     # where all tokens are of the version that learns from them, it and the engine agree; where some are older, the gap is
     # what the learner has changed since, so versions do differ
-    gaps = {row["step"]: row["learner/engine_logprob_gap"] for row in rows()}
-    fresh = [gaps[row["step"]] for row in rows() if row["rollout/staleness_max"] == 0]
+    gaps = {
+        row["step"]: row["learner/engine_logprob_gap"]
+        for row in rows()
+        if "learner/engine_logprob_gap" in row  # a step whose tokens are all replayed has none
+    }
+    fresh = [gaps[row["step"]] for row in rows() if row["step"] in gaps and row["rollout/staleness_max"] == 0]
     print(f"{len(gaps)} steps, {len(fresh)} of them fresh, their log-prob gap at most {max(fresh):.2g}")
     assert max(fresh) < GAP, "the learner and the engine disagree: a push has not arrived"
     assert max(gaps.values()) > 100 * GAP
