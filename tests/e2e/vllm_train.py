@@ -18,6 +18,8 @@ CORE, WORKER = "VLLM::EngineCore", "VLLM::Worker"
 SMALL = (
     *UNTAUGHT, "env.desktops=2", "learner.ranks=1", "engine.kind=vllm", "engine.vllm.enforce_eager=true",
     "engine.vllm.kv_cache_gib=0.25", "engine.vllm.mm_cache_gib=0.1", "rollout.max_staleness=1",
+    # episodes take half a second here; those that wait for an engine's restart would all be overdue
+    "rollout.overdue_factor=null",
     # a short imitation and a decay: every version samples otherwise than the one before
     "imitation.enabled=true", "imitation.steps=6", "imitation.check_every=6", "learner.lr=0.02", "learner.weight_decay=0.5",
 )  # fmt: skip
