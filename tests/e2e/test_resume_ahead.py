@@ -22,10 +22,10 @@ from arpo.trainer.schedule import ended_episodes, pending_groups
 from arpo.trainer.stage import load_tasks
 from arpo.trajectory import Trajectory
 
-STEPS, TASKS, SIZE, KILLS = 10, 2, 3, 3
+STEPS, TASKS, SIZE, KILLS = 8, 2, 4, 3
 RUN = (
     "config=configs/smoke_cpu.yaml", "env.provider=simulated", "env.desktops=3", "env.screen=[640, 480]",
-    "tasks.suite=simulated", "agent.max_pixels=12544", "agent.max_format_errors=3", "engine.max_new_tokens=24",
+    "tasks.suite=simulated", "agent.max_pixels=12544", "engine.max_new_tokens=24",
     "imitation.enabled=false", "trainer.eval_before=false", "trainer.eval_after=false",
     f"trainer.tasks_per_step={TASKS}", f"rollout.group_size={SIZE}", "rollout.max_staleness=1",
     f"trainer.max_steps={STEPS}", "trainer.checkpoint_every=2", "run.name=ahead",
@@ -45,7 +45,9 @@ def ended(run: Path) -> dict[str, float]:
 
 
 @pytest.mark.slow
-def test_killed_at_random_it_leaves_no_group_out_and_runs_nothing_again_that_had_ended(tmp_path: Path) -> None:
+def test_killed_at_random_it_leaves_no_group_out_and_runs_nothing_again_that_had_ended(
+    tmp_path: Path,
+) -> None:
     run, rng = tmp_path / "ahead", random.Random(1)
     command = (*RUN, f"run.dir={tmp_path}")
     went_on_with: dict[str, float] = {}

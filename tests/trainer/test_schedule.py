@@ -98,5 +98,5 @@ def test_a_task_in_flight_that_is_gone_is_named(tmp_path: Path) -> None:
     handed_out(first.begin(0, 9))
     again = schedule(tmp_path, [a_task(f"u{number}") for number in range(6)])
     again.restore(stored(first.state()))
-    with pytest.raises(ConfigError, match="which the run has begun, is not in tasks.set"):
+    with pytest.raises(ConfigError, match=r"which the run has begun, is not in tasks\.set"):
         again.begin(0, 9)

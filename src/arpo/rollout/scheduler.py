@@ -139,7 +139,12 @@ class Scheduler:
     def pending(self) -> list[Pending]:
         """What a checkpoint needs to go on with the groups in flight."""
         return [
-            Pending(g.number, g.task.id, tuple(t.episode_id for t in g.trajectories), spare=any(g is s for s in self._spare))
+            Pending(
+                g.number,
+                g.task.id,
+                tuple(t.episode_id for t in g.trajectories),
+                spare=any(g is s for s in self._spare),
+            )
             for g in self.groups
         ]
 

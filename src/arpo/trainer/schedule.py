@@ -103,7 +103,9 @@ class Schedule:
 
 def pending_groups(state: dict[str, Any]) -> list[Pending]:
     """The groups in flight that a checkpoint's `state` holds."""
-    return [Pending(p["number"], p["task_id"], tuple(p["ended"]), p.get("spare", False)) for p in state["pending"]]
+    return [
+        Pending(p["number"], p["task_id"], tuple(p["ended"]), p.get("spare", False)) for p in state["pending"]
+    ]
 
 
 def ended_episodes(groups: Iterable[Pending]) -> set[str]:

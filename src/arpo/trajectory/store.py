@@ -63,7 +63,9 @@ class TrajectoryLog:
                 (stays if _episode_id(line) in keep else goes).append(line)
             if not goes:
                 continue
-            numbers = [int(one.stem.rpartition("-")[2]) for one in self.root.glob(f"{path.stem}.abandoned-*.jsonl")]
+            numbers = [
+                int(one.stem.rpartition("-")[2]) for one in self.root.glob(f"{path.stem}.abandoned-*.jsonl")
+            ]
             # the copy first: a kill in between leaves a line twice, never nowhere
             gone = path.with_name(f"{path.stem}.abandoned-{max(numbers, default=0) + 1}.jsonl")
             write_atomic(gone, b"".join(goes))
