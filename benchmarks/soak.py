@@ -30,7 +30,7 @@ from measuring import cpu_name, positive
 
 ROOT = Path(__file__).parent.parent
 BOUND = 8.0
-"""MiB per 1000 turns. Runs were seen to grow by up to 6 over their first 7000 turns and to stand still then; a
+"""MiB per 1000 turns. Runs were seen to grow by up to 9 over their first 7000 turns and by 2 from there to 11 000; a
 screenshot (18 KiB) kept in memory for every turn would be 18.
 """
 PATIENCE_S = 600.0
