@@ -63,8 +63,10 @@ class Pending:
     """A group that has been opened and not been learned from: what a checkpoint keeps of it.
 
     number, task_id: of the group. ended: ids of its valid episodes, which are in the trajectory log.
+    spare: it is closed and only waits to be handed over with the next batch.
     """
 
     number: int
     task_id: str
     ended: tuple[str, ...]
+    spare: bool = False

@@ -65,7 +65,8 @@ class Scheduler:
 
     tasks: of the groups to open, in order; may be endless. version: of the policy. batches: that will be taken; None: no
     end is known. pending: groups of an earlier process
-    to begin with, with the trajectories that are there of each; first_number: of the first group after those.
+    to begin with, with the trajectories that are there of each; spare: those of them that the next batch hands over as
+    such; first_number: of the first group after those.
     learns: whether a closed group can teach anything (see `refill`).
     Episode seeds depend on the seed, the group's number and task, and the place alone, so a run repeats whatever the
     timing was.
@@ -80,6 +81,7 @@ class Scheduler:
         version: int = 0,
         batches: int | None = None,
         pending: Sequence[tuple[int, Task, Sequence[Trajectory]]] = (),
+        spare: Sequence[tuple[int, Task, Sequence[Trajectory]]] = (),
         first_number: int = 0,
         learns: Callable[[Group], bool] = lambda group: True,
     ) -> None:
@@ -95,8 +97,8 @@ class Scheduler:
         self._live: dict[str, Group] = {}
         # of every group in flight the version that sampled the first token, by place
         self._sampled: dict[str, dict[int, int]] = {}
-        self._spare: list[Group] = []
-        self._refilled = 0
+        self._spare = [self._group(number, task, trajectories) for number, task, trajectories in spare]
+        self._refilled = len(self._spare)
         self._waiting: deque[tuple[Group, int]] = deque()
         self._attempts: Counter[tuple[str, int]] = Counter()
         self._running: dict[str, _Running] = {}
@@ -137,8 +139,13 @@ class Scheduler:
     def pending(self) -> list[Pending]:
         """What a checkpoint needs to go on with the groups in flight."""
         return [
-            Pending(g.number, g.task.id, tuple(t.episode_id for t in g.trajectories))
-            for g in self._live.values()
+            Pending(
+                g.number,
+                g.task.id,
+                tuple(t.episode_id for t in g.trajectories),
+                spare=any(g is s for s in self._spare),
+            )
+            for g in self.groups
         ]
 
     def next(self, now: float) -> Episode | None:
@@ -250,14 +257,18 @@ class Scheduler:
         return True
 
     def _open(self, number: int, task: Task, trajectories: Sequence[Trajectory]) -> None:
+        group = self._group(number, task, trajectories)
+        self._live[group.id] = group
+        self._sampled[group.id] = {place: t.policy_version for place, t in group.places.items() if t.turns}
+        self._waiting.extend((group, place) for place in range(group.size) if place not in group.places)
+
+    def _group(self, number: int, task: Task, trajectories: Sequence[Trajectory]) -> Group:
+        """A group with the trajectories that are there of it."""
         group = Group(
             id=f"{self._label}/{number:06d}-{task.id}", number=number, task=task, size=self._rules.group_size
         )
-        self._live[group.id] = group
-        self._sampled[group.id] = {}
-        for place, trajectory in _places(group, trajectories):
-            self._fill(group, place, trajectory)
-        self._waiting.extend((group, place) for place in range(group.size) if place not in group.places)
+        group.places.update(_places(group, trajectories))
+        return group
 
     def _fill(self, group: Group, place: int, trajectory: Trajectory) -> None:
         group.places[place] = trajectory

@@ -52,10 +52,14 @@ class Schedule:
                 "fix: put it back, or begin a new run.name"
             )
         recorded = self._log.find({episode_id for p in self._pending for episode_id in p.ended})
-        pending = [
-            (p.number, by_id[p.task_id], [recorded[name] for name in p.ended if name in recorded])
-            for p in self._pending
-        ]
+        pending, spare = (
+            [
+                (p.number, by_id[p.task_id], [recorded[name] for name in p.ended if name in recorded])
+                for p in self._pending
+                if p.spare is of_spare
+            ]
+            for of_spare in (False, True)
+        )
         rollout, trainer = self._config.rollout, self._config.trainer
         self._scheduler = Scheduler(
             self._cursor,
@@ -74,6 +78,7 @@ class Schedule:
             version=version,
             batches=steps,
             pending=pending,
+            spare=spare,
             first_number=self._first_number,
             learns=self._learns,
         )
@@ -98,7 +103,9 @@ class Schedule:
 
 def pending_groups(state: dict[str, Any]) -> list[Pending]:
     """The groups in flight that a checkpoint's `state` holds."""
-    return [Pending(p["number"], p["task_id"], tuple(p["ended"])) for p in state["pending"]]
+    return [
+        Pending(p["number"], p["task_id"], tuple(p["ended"]), p.get("spare", False)) for p in state["pending"]
+    ]
 
 
 def ended_episodes(groups: Iterable[Pending]) -> set[str]:

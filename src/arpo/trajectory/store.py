@@ -57,28 +57,36 @@ class TrajectoryLog:
         for path in self._files():
             if int(path.stem.removeprefix("step-")) <= step:
                 continue
-            lines = path.read_bytes().splitlines(keepends=True)
-            stays = [line for line in lines if _episode_id(line) in keep]
-            if len(stays) == len(lines):
+            stays: list[bytes] = []
+            goes: list[bytes] = []
+            for line in path.read_bytes().splitlines(keepends=True):
+                (stays if _episode_id(line) in keep else goes).append(line)
+            if not goes:
                 continue
-            aside = len(list(self.root.glob(f"{path.stem}.abandoned-*.jsonl"))) + 1
+            numbers = [
+                int(one.stem.rpartition("-")[2]) for one in self.root.glob(f"{path.stem}.abandoned-*.jsonl")
+            ]
             # the copy first: a kill in between leaves a line twice, never nowhere
-            gone = path.with_name(f"{path.stem}.abandoned-{aside}.jsonl")
-            write_atomic(gone, b"".join(line for line in lines if line not in stays))
+            gone = path.with_name(f"{path.stem}.abandoned-{max(numbers, default=0) + 1}.jsonl")
+            write_atomic(gone, b"".join(goes))
             if stays:
                 write_atomic(path, b"".join(stays))
             else:
                 path.unlink()
 
     def find(self, episode_ids: Set[str]) -> dict[str, Trajectory]:
-        """The recorded trajectories with these ids that are there; the latest of an id. Raises ArpoError as `read` does."""
+        """The recorded trajectories with these ids that are there; the latest of an id.
+
+        A line that a kill has cut short is nobody's. Raises ArpoError for another damaged one of these ids.
+        """
         missing, found = set(episode_ids), {}
         for path in reversed(self._files()):
             if not missing:
                 break
-            for trajectory in self.read(int(path.stem.removeprefix("step-"))):
-                if trajectory.episode_id in missing:
-                    found[trajectory.episode_id] = trajectory
+            with path.open("rb") as file:
+                for number, line in enumerate(file, start=1):
+                    if (episode_id := _episode_id(line)) in missing:
+                        found[str(episode_id)] = _parsed(line, path, number)
             missing -= found.keys()
         return found
 
@@ -103,21 +111,26 @@ class TrajectoryLog:
             return
         with path.open("rb") as file:
             for number, line in enumerate(file, start=1):
-                try:
-                    yield Trajectory.model_validate_json(line)
-                except ValidationError as error:
-                    raise ArpoError(
-                        f"{path}:{number} is no trajectory (a run that was killed may have cut it short); "
-                        "fix: remove that line"
-                    ) from error
+                yield _parsed(line, path, number)
 
     def _file(self, step: int) -> Path:
         return self.root / f"step-{step:06d}.jsonl"
 
 
 def _episode_id(line: bytes) -> str | None:
-    """The id of a line of the log; None for one that a kill has cut short."""
+    """The id of a line of the log; None for one that a kill has cut short, be it by its end alone."""
+    if not line.endswith(b"\n"):
+        return None
     try:
         return str(json.loads(line)["episode_id"])
     except (ValueError, KeyError, TypeError):
         return None
+
+
+def _parsed(line: bytes, path: Path, number: int) -> Trajectory:
+    try:
+        return Trajectory.model_validate_json(line)
+    except ValidationError as error:
+        raise ArpoError(
+            f"{path}:{number} is no trajectory (a run that was killed may have cut it short); fix: remove that line"
+        ) from error
