@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from records import Records, number_and_task
-from runs import alive, children, finish, lines, start, wait_for
+from runs import ROOT, alive, children, finish, lines, start, wait_for
 
 from arpo.checkpoints import folders
 from arpo.config.load import load_config
@@ -32,10 +32,13 @@ RUN = (
 )  # fmt: skip
 
 
+CONFIG = load_config(ROOT / "configs" / "smoke_cpu.yaml", RUN[1:])
+
+
 def ended(run: Path) -> dict[str, float]:
     """The episodes of groups in flight that a run killed now goes on with, and when they began."""
     saved = folders.latest(run / "checkpoints")
-    names = ended_episodes(pending_groups(read_state(saved)["schedule"])) if saved else set()
+    names = ended_episodes(pending_groups(read_state(saved)["schedule"], CONFIG)) if saved else set()
     logs = [path for path in (run / "trajectories").glob("step-*.jsonl") if ".abandoned-" not in path.name]
     # the last line may be cut short
     recorded = [line for path in logs for line in path.read_text().splitlines() if line.endswith("}")]

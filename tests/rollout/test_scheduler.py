@@ -398,6 +398,26 @@ def test_an_overdue_episode_is_stopped_and_its_group_goes_without_it() -> None:
     assert scheduler.running == 0
 
 
+def test_what_waits_for_the_engine_is_not_overdue_however_long_that_takes() -> None:
+    scheduler = ahead(0, overdue_factor=3.0)
+    for version in range(2):
+        for episode in all_of(scheduler):
+            finish(scheduler, episode, version)
+        scheduler.take(0.0)
+        scheduler.pushed(version + 1)
+    slow, *others = all_of(scheduler)
+    scheduler.began(slow.id)
+    for episode in others:
+        finish(scheduler, episode, 2)
+    scheduler.asked(slow.id, 1.0)
+    assert scheduler.take(60.0) is None
+    assert scheduler.overdue_at(60.0) is None
+    scheduler.answered(slow.id, 71.0)
+    assert scheduler.take(72.9) is None
+    assert scheduler.overdue_at(72.9) == 73.0
+    assert scheduler.take(73.0) is not None
+
+
 def test_with_too_few_of_its_trajectories_a_group_runs_the_overdue_ones_again() -> None:
     scheduler = ahead(0, overdue_factor=3.0, early_close_share=1.0)
     for version in range(2):

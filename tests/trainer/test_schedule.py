@@ -10,6 +10,7 @@ import pytest
 from schedule_kit import a_task, a_trajectory
 
 from arpo.config.load import load_config
+from arpo.config.model import Config
 from arpo.protocol.problems import ConfigError
 from arpo.rollout.groups import Episode, Group
 from arpo.rollout.scheduler import Scheduler
@@ -19,14 +20,18 @@ from arpo.trajectory.store import TrajectoryLog
 TASKS = [a_task(f"t{number}") for number in range(6)]
 
 
+def config(*overrides: str) -> Config:
+    small = ("trainer.tasks_per_step=2", "rollout.group_size=2", "rollout.max_staleness=1")
+    return load_config(None, [*small, *overrides])
+
+
 def schedule(folder: Path, tasks=TASKS, *overrides: str) -> Schedule:
     """Steps of two groups of two; a group teaches when its scores differ."""
-    small = ("trainer.tasks_per_step=2", "rollout.group_size=2", "rollout.max_staleness=1", *overrides)
 
     def teaches(group: Group) -> bool:
         return len({t.score for t in group.trajectories}) > 1
 
-    return Schedule(load_config(None, list(small)), tasks, TrajectoryLog(folder), teaches)
+    return Schedule(config(*overrides), tasks, TrajectoryLog(folder), teaches)
 
 
 def handed_out(scheduler: Scheduler) -> list[Episode]:
@@ -59,7 +64,7 @@ def test_what_had_ended_is_there_and_everything_else_is_handed_out_again(tmp_pat
     for episode in (episodes[0], episodes[1], episodes[5]):
         finish(tmp_path, scheduler, episode)
     state = first.state()
-    assert ended_episodes(pending_groups(stored(state))) == {episodes[i].id for i in (0, 1, 5)}
+    assert ended_episodes(pending_groups(stored(state), config())) == {episodes[i].id for i in (0, 1, 5)}
     again = gone_on(tmp_path, state)
     assert handed_out(again) == [episodes[i] for i in (2, 3, 4, 6, 7)]
     assert again.first_number == 4
@@ -100,3 +105,28 @@ def test_a_task_in_flight_that_is_gone_is_named(tmp_path: Path) -> None:
     again.restore(stored(first.state()))
     with pytest.raises(ConfigError, match=r"which the run has begun, is not in tasks\.set"):
         again.begin(0, 9)
+
+
+@pytest.mark.parametrize(
+    "smaller", ["rollout.max_staleness=0", "trainer.tasks_per_step=1", "rollout.group_size=3"]
+)
+def test_with_other_sizes_the_groups_in_flight_are_begun_anew_and_every_step_gets_its_batch(
+    tmp_path: Path, smaller: str
+) -> None:
+    first = schedule(tmp_path)
+    scheduler = first.begin(0, 9)
+    for episode in handed_out(scheduler)[:5]:
+        finish(tmp_path, scheduler, episode)
+    again = schedule(tmp_path, TASKS, smaller)
+    again.restore(stored(first.state()))
+    scheduler = again.begin(0, 9)
+    numbers: list[int] = []
+    for version in range(4):
+        while (batch := scheduler.take(0.0)) is None:
+            episodes = handed_out(scheduler)
+            assert episodes, "nothing is left to run, and there is no batch"
+            for episode in episodes:
+                finish(tmp_path, scheduler, episode)
+        numbers += [group.number for group in batch.groups]
+        scheduler.pushed(version + 1)
+    assert numbers == list(range(len(numbers)))

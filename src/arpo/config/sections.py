@@ -289,7 +289,7 @@ class LearnerSection(Section):
     importance_cap: Annotated[float, Field(gt=0)] = 2.0
     """Upper bound of that weight."""
     logprob_gap_alarm: Annotated[float, Field(gt=0)] = 0.05
-    """Alarm when the mean difference between engine and learner log-probs of fresh tokens is larger than this."""
+    """Alarm when engine and learner log-probs of what the present policy sampled differ by more than this on average."""
     epochs: Positive = 1
     """Passes over a batch of groups."""
     minibatches: Positive = 1

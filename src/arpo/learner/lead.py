@@ -29,9 +29,11 @@ class LeadLearner:
     def __init__(self, learner: Learner) -> None:
         self._learner = learner
 
-    def step(self, groups: Sequence[Sequence[GroupMember]], images: ImageSource) -> dict[str, float]:
+    def step(
+        self, groups: Sequence[Sequence[GroupMember]], images: ImageSource, version: int | None = None
+    ) -> dict[str, float]:
         """See `Learner.step`."""
-        metrics: dict[str, float] = self._all("step", groups, images)
+        metrics: dict[str, float] = self._all("step", groups, images, version)
         return metrics
 
     def imitate_step(

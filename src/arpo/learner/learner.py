@@ -80,18 +80,21 @@ class Learner:
         self._imitator: Imitator | None = None
         self._saved: Future[None] | None = None
 
-    def step(self, groups: Sequence[Sequence[GroupMember]], images: ImageSource) -> dict[str, float]:
+    def step(
+        self, groups: Sequence[Sequence[GroupMember]], images: ImageSource, version: int | None = None
+    ) -> dict[str, float]:
         """One ARPO step over closed groups: `epochs` passes of `minibatches` optimizer steps.
 
         groups: of any sizes; a group of one, or with equal rewards, adds no gradient but its tokens count in
         the mean. Trajectories longer than `max_row_tokens` are cut by the rule `learner.cut`, and counted.
+        version: the policy's; only what it sampled itself says whether engine and learner agree. None: all did.
         Returns metrics. Raises ValueError for an invalid trajectory.
         """
         started = time.monotonic()
         self._imitator = None  # its moments are of no use from here on
         self.policy.model.train()
         section = self.section
-        batch = rows_of(groups, section, self.policy.encoder)
+        batch = rows_of(groups, section, self.policy.encoder, version)
         rows = batch.rows
         several = section.epochs * section.minibatches > 1
         # with one optimizer step π_old is π itself, and its forward pass is the only one that is needed
@@ -226,7 +229,8 @@ class Learner:
                 meter.tokens(name, values)
             meter.tokens("replay_weight", weight[replayed])
             meter.tokens("fresh_weight", weight[~replayed])
-            meter.tokens("engine_logprob_gap", (log_pi_old - behaviour).abs()[~replayed & comparable])
+            own_words = comparable & ~replayed & ~tokens.spread([row.stale for row in own])
+            meter.tokens("engine_logprob_gap", (log_pi_old - behaviour).abs()[own_words])
         meter.optimizer_step(self._optimizer.step())
 
     def _weight(

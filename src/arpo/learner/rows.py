@@ -7,7 +7,7 @@ a packed row is cut at whole turns or whole screenshots, never inside one, and e
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate
 from typing import Literal
 
@@ -28,8 +28,8 @@ class Row:
     """A trajectory, as much of it as fits, with its advantage A.
 
     token_ids [L]; images: sha256 of its screenshots in order; sampled [N]: indices of the tokens that the
-    engine sampled and that are trained on; behaviour [N]: their log-probs at that time. turns_cut,
-    screenshots_cut: what was taken away.
+    engine sampled and that are trained on; behaviour [N]: their log-probs at that time. stale: an older policy than the
+    one that learns sampled some of them. turns_cut, screenshots_cut: what was taken away.
     """
 
     token_ids: torch.Tensor
@@ -38,6 +38,7 @@ class Row:
     behaviour: torch.Tensor
     advantage: float = 0.0
     replayed: bool = False
+    stale: bool = False
     turns_cut: int = 0
     screenshots_cut: int = 0
 
@@ -72,11 +73,15 @@ class RowBatch:
 
 
 def rows_of(
-    groups: Sequence[Sequence[GroupMember]], section: LearnerSection, encoder: ChatEncoder
+    groups: Sequence[Sequence[GroupMember]],
+    section: LearnerSection,
+    encoder: ChatEncoder,
+    version: int | None = None,
 ) -> RowBatch:
     """A row for every member of every group; reward = score + format_coef · format.
 
-    Groups may differ in size. A trajectory of which nothing is left still counts in its group's baseline.
+    Groups may differ in size. A trajectory of which nothing is left still counts in its group's baseline. version: of the
+    policy that learns; None: no row counts as stale.
     Raises ValueError when a trajectory is invalid.
     """
     rewards = [[member.trajectory.reward(section.format_coef) for member in group] for group in groups]
@@ -95,7 +100,8 @@ def rows_of(
             if row is None or not len(row.sampled):
                 left_out += 1
             else:
-                rows.append(row)
+                stale = version is not None and member.trajectory.policy_version != version
+                rows.append(replace(row, stale=stale))
     return RowBatch(rows, left_out)
 
 

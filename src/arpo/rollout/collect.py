@@ -162,6 +162,14 @@ class Rollouts:
         """An episode's first token is asked for."""
         self._scheduler.began(episode_id)
 
+    def asked(self, episode_id: str) -> None:
+        """An episode waits for the engine."""
+        self._scheduler.asked(episode_id, time.monotonic())
+
+    def answered(self, episode_id: str) -> None:
+        """It has its reply."""
+        self._scheduler.answered(episode_id, time.monotonic())
+
     def replied(self, reply: Reply, seconds: float) -> None:
         """An episode has a reply."""
         self._concurrency.replied(reply.queued_s, seconds)
@@ -181,9 +189,11 @@ class _Watch:
             self._rollouts.began(self._episode_id)
         usage, started = self._rollouts.usage, time.monotonic()
         usage.request(+1)
+        self._rollouts.asked(self._episode_id)
         try:
             replied = await reply
         finally:
             usage.request(-1)
+        self._rollouts.answered(self._episode_id)
         self._rollouts.replied(replied, time.monotonic() - started)
         return replied

@@ -28,7 +28,7 @@ from arpo.tasks.model import Task
 from arpo.trajectory import Trajectory
 
 _DURATIONS = 64
-"""The latest episodes whose durations say what an overdue one is."""
+"""The latest episodes whose durations, without what they waited for the engine, say what an overdue one is."""
 _ENOUGH_DURATIONS = 8
 
 
@@ -52,12 +52,17 @@ class SchedulerRules:
 
 @dataclass
 class _Running:
-    """An episode on a desktop."""
+    """An episode on a desktop. started: put off by the time that it waited for the engine. asked: since when it does."""
 
     id: str
     group: Group
     place: int
     started: float
+    asked: float | None = None
+
+    def overdue(self, limit: float, now: float) -> bool:
+        """Whether its desktop has had more time than that; no desktop is slow while the engine is."""
+        return self.asked is None and self.started + limit <= now
 
 
 class Scheduler:
@@ -105,8 +110,9 @@ class Scheduler:
         self._leaving: set[str] = set()
         self._to_withdraw: list[str] = []
         self._durations: deque[float] = deque(maxlen=_DURATIONS)
-        for number, task, trajectories in pending:
-            self._open(number, task, trajectories)
+        self._queued = deque(pending)
+        while self._queued and self._open_next():
+            pass
 
     @classmethod
     def of_set(
@@ -138,7 +144,11 @@ class Scheduler:
 
     def pending(self) -> list[Pending]:
         """What a checkpoint needs to go on with the groups in flight."""
-        return [
+        queued = [
+            Pending(number, task.id, tuple(t.episode_id for t in trajectories))
+            for number, task, trajectories in self._queued
+        ]
+        return queued + [
             Pending(
                 g.number,
                 g.task.id,
@@ -153,8 +163,9 @@ class Scheduler:
 
         Places of older groups come first, and in them those whose environment failed; then a new group is opened.
         """
-        if not self._waiting and not self._open_next():
-            return None
+        while not self._waiting:
+            if not self._open_next():
+                return None
         group, place = self._waiting.popleft()
         attempt = self._attempts[group.id, place]
         episode_id = f"{group.id}/{place}" + (f"-retry{attempt}" if attempt else "")
@@ -168,6 +179,17 @@ class Scheduler:
         if episode_id not in self._leaving:
             self._sampled[running.group.id][running.place] = self._version
 
+    def asked(self, episode_id: str, now: float) -> None:
+        """It waits for the engine from now on. Raises KeyError when it is not running."""
+        self._running[episode_id].asked = now
+
+    def answered(self, episode_id: str, now: float) -> None:
+        """It has its reply. Raises KeyError when it is not running."""
+        running = self._running[episode_id]
+        if running.asked is not None:
+            running.started += now - running.asked
+            running.asked = None
+
     def ended(self, trajectory: Trajectory) -> Group | None:
         """Take an episode's trajectory; returns its group if that closed it.
 
@@ -180,7 +202,7 @@ class Scheduler:
             return None
         if trajectory.valid:
             self._fill(group, place, trajectory)
-            self._durations.append(trajectory.duration_s)
+            self._durations.append(trajectory.duration_s - trajectory.timings.get("generate", 0.0))
         else:
             self._again(group, place)
         if not group.closed:
@@ -230,9 +252,8 @@ class Scheduler:
         limit = self._overdue_s()
         if limit is None:
             return None
-        return min(
-            (r.started + limit for r in self._running.values() if r.started + limit > now), default=None
-        )
+        waited_for = (r.started + limit for r in self._running.values() if r.asked is None)
+        return min((at for at in waited_for if at > now), default=None)
 
     # --- groups ---
 
@@ -246,7 +267,12 @@ class Scheduler:
         return batches * rules.groups_per_step + rules.oversample if batches else 0
 
     def _open_next(self) -> bool:
-        if len(self._live) >= self._most or self._exhausted:
+        if len(self._live) >= self._most:
+            return False
+        if self._queued:
+            self._open(*self._queued.popleft())
+            return True
+        if self._exhausted:
             return False
         task = next(self._tasks, None)
         if task is None:
@@ -390,9 +416,9 @@ class Scheduler:
         if limit is None:
             return False
         active = [running for running in self._running.values() if running.id not in self._leaving]
-        overdue = [running for running in active if running.started + limit <= now]
+        overdue = [running for running in active if running.overdue(limit, now)]
         if len(overdue) < len(active):
-            hopeful = [running.group for running in active if running.started + limit > now]
+            hopeful = [running.group for running in active if not running.overdue(limit, now)]
             groups = [
                 group for group in self._holding_up() if group not in hopeful and not self._waits(group)
             ]

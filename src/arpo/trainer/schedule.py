@@ -89,6 +89,7 @@ class Schedule:
         scheduler = self._scheduler
         pending = self._pending if scheduler is None else scheduler.pending()
         return {
+            "sizes": _sizes(self._config),
             "cursor": self._cursor.state(),
             "first_number": self._first_number if scheduler is None else scheduler.first_number,
             "pending": [asdict(one) for one in pending],
@@ -98,14 +99,23 @@ class Schedule:
         """Undo `state`; before `begin`."""
         self._cursor.restore(state["cursor"])
         self._first_number = state["first_number"]
-        self._pending = pending_groups(state)
+        self._pending = pending_groups(state, self._config)
 
 
-def pending_groups(state: dict[str, Any]) -> list[Pending]:
-    """The groups in flight that a checkpoint's `state` holds."""
+def pending_groups(state: dict[str, Any], config: Config) -> list[Pending]:
+    """The groups in flight that a checkpoint's `state` holds.
+
+    Begun anew where groups or batches have another size now: what had ended might not fit into those, or be too old.
+    """
+    same = state.get("sizes") == _sizes(config)
     return [
-        Pending(p["number"], p["task_id"], tuple(p["ended"]), p.get("spare", False)) for p in state["pending"]
+        Pending(p["number"], p["task_id"], tuple(p["ended"]) if same else (), same and p.get("spare", False))
+        for p in state["pending"]
     ]
+
+
+def _sizes(config: Config) -> list[int]:
+    return [config.rollout.group_size, config.trainer.tasks_per_step, config.rollout.max_staleness]
 
 
 def ended_episodes(groups: Iterable[Pending]) -> set[str]:

@@ -100,7 +100,7 @@ async def train_once(config: Config, reporter: Reporter, stop: Stop, learner_res
                         batch = await trainer.batch(rollouts, step)
                         collected = time.monotonic()
                         with stop.held_off():
-                            learned = await trainer.learn(batch, step)
+                            learned = await trainer.learn(batch, step, progress.policy_version)
                             progress.step, progress.policy_version = step, progress.policy_version + 1
                             await trainer.publish(progress)
                             rollouts.pushed(progress.policy_version)
@@ -152,7 +152,7 @@ def open_run(
     step = newest.step if newest else 0
     for difference in [*run.keep_config(config, step), *run.keep_version(version, step)]:
         reporter.say(f"changed since this run's last start: {difference}")
-    in_flight = pending_groups(read_state(newest)["schedule"]) if newest else []
+    in_flight = pending_groups(read_state(newest)["schedule"], config) if newest else []
     run.forget_after(newest.step if newest else -1, ended_episodes(in_flight))
     return newest, damaged
 
@@ -337,8 +337,11 @@ class Trainer:
         rewards = {t.reward(self.config.learner.format_coef) for t in group.trajectories}
         return len(rewards) > 1 or self.replay.injects(group.trajectories)
 
-    async def learn(self, batch: Batch, step: int) -> dict[str, float]:
-        """Apply the replay rule to the groups, then take the learner's step; returns its metrics."""
+    async def learn(self, batch: Batch, step: int, version: int) -> dict[str, float]:
+        """Apply the replay rule to the groups, then take the learner's step; returns its metrics.
+
+        version: of the policy that it steps from.
+        """
         self.saver.begun()
         members = [
             self.replay.close_group(group.trajectories, self.rng, step=step)
@@ -350,7 +353,8 @@ class Trainer:
         self.parts.run.batch(batch_record(step, members, batch))
         with self.board.phase("learns"):
             await self.parts.launcher.make_room()
-            return await asyncio.to_thread(self.learner.step, members, self.parts.run.screenshots.get)
+            images = self.parts.run.screenshots.get
+            return await asyncio.to_thread(self.learner.step, members, images, version)
 
     async def evaluate(self, progress: Progress, label: str) -> EvaluationResult:
         """Evaluate the engine's policy on the evaluation tasks."""

@@ -32,7 +32,9 @@ class RunLearner(Protocol):
     Every method raises LearnerLost where a lost rank can be replaced.
     """
 
-    def step(self, groups: Sequence[Sequence[GroupMember]], images: ImageSource) -> dict[str, float]:
+    def step(
+        self, groups: Sequence[Sequence[GroupMember]], images: ImageSource, version: int | None = None
+    ) -> dict[str, float]:
         """See `Learner.step`."""
 
     def imitate_step(

@@ -50,9 +50,11 @@ class RayLearner:
             self.close()
             raise
 
-    def step(self, groups: Sequence[Sequence[GroupMember]], images: ImageSource) -> dict[str, float]:
+    def step(
+        self, groups: Sequence[Sequence[GroupMember]], images: ImageSource, version: int | None = None
+    ) -> dict[str, float]:
         """See `Learner.step`."""
-        metrics: dict[str, float] = self._call("step", groups, images)
+        metrics: dict[str, float] = self._call("step", groups, images, version)
         return metrics
 
     def imitate_step(
