@@ -1,8 +1,8 @@
 # `make smoke` and `make test` do all their set-up; see README.md.
-.PHONY: help setup smoke test vllm lint format clean
+.PHONY: help setup smoke test test-long vllm lint format clean
 
 help: ## Show this list
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
 
 setup: ## Install system packages (apt, where possible) and Python packages into .venv
 	@bash scripts/setup.sh
@@ -12,6 +12,9 @@ smoke: ## The whole training loop on this machine, no GPU (PROVIDER=simulated: w
 
 test: setup ## All tests; tiers that cannot run here say why and are skipped
 	@.venv/bin/python -m pytest -n auto --maxprocesses 4 --dist loadfile $(ARGS)
+
+test-long: vllm ## What takes minutes of CPU besides: more of the vllm engine, soak, kills
+	@.venv/bin/python -m pytest -m long $(ARGS)
 
 vllm: setup ## Make .cache/vllm-venv (vLLM's CPU build, 4 GB), in which `make test` runs the vllm engine
 	@bash scripts/setup_vllm.sh

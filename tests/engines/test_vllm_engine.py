@@ -22,7 +22,14 @@ VLLM_PYTHON = ROOT / ".cache" / "vllm-venv" / "bin" / "python"
     not (VLLM_PYTHON.parent.parent / ".arpo-setup").exists(),
     reason="no vLLM here; `make vllm` installs its CPU build",
 )
-@pytest.mark.parametrize("file", ["engines/vllm_conformance.py", "engines/vllm_only.py", "e2e/vllm_train.py"])
+@pytest.mark.parametrize(
+    "file",
+    [
+        "engines/vllm_conformance.py",
+        pytest.param("engines/vllm_only.py", marks=pytest.mark.long),
+        pytest.param("e2e/vllm_train.py", marks=pytest.mark.long),
+    ],
+)
 def test_the_vllm_engine(file):
     arguments = [
         "-q",
