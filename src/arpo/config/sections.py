@@ -221,6 +221,8 @@ class RolloutSection(Section):
     """An episode that is not over by then counts as a fault of its environment."""
     overdue_factor: Annotated[float, Field(gt=1)] | None = 5.0
     """A step waits for no episode that has taken this many times as long as the median; null: it waits for all."""
+    overdue_min_s: Annotated[float, Field(ge=0)] = 60.0
+    """And not before its desktop has had this much time: where episodes are short, a busy machine is no hung desktop."""
     early_close_share: Annotated[float, Field(gt=0, le=1)] = 0.5
     """A group that waits for overdue episodes only goes without them if it has this share of its trajectories; else they
     are run again."""

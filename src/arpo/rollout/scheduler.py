@@ -46,6 +46,7 @@ class SchedulerRules:
     max_staleness: int | None = 0
     oversample: int = 0
     overdue_factor: float | None = None
+    overdue_min_s: float = 0.0
     early_close_share: float = 0.5
     refill: int = 0
 
@@ -403,7 +404,7 @@ class Scheduler:
         factor = self._rules.overdue_factor
         if factor is None or len(self._durations) < _ENOUGH_DURATIONS:
             return None
-        return factor * median(self._durations)
+        return max(factor * median(self._durations), self._rules.overdue_min_s)
 
     def _close_early(self, now: float) -> bool:
         """Stop the overdue episodes that the step waits for; whether there were any.

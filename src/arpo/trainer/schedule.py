@@ -71,6 +71,7 @@ class Schedule:
                 max_staleness=rollout.max_staleness,
                 oversample=rollout.oversample,
                 overdue_factor=rollout.overdue_factor,
+                overdue_min_s=rollout.overdue_min_s,
                 early_close_share=rollout.early_close_share,
                 refill=rollout.refill,
             ),
