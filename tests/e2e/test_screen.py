@@ -31,7 +31,11 @@ def test_one_display_for_the_whole_run_says_how_it_stands_below_the_lines_that_a
         r"faults 0", r"memory 0\.\d GiB", r"ETA –",
     ):  # fmt: skip
         assert any(re.search(fact, screen) for screen in shown), fact
-    assert any("learner waits for episodes" in screen and "desktops 2/2 busy" in screen for screen in shown)
+    # the engine may be too slow for two desktops, and then one is left alone for a while
+    assert any(
+        "learner waits for episodes" in screen and re.search(r"desktops [12]/2 busy", screen)
+        for screen in shown
+    )
     assert any(re.search(r"ETA \d+ s", screen) for screen in shown), "after two steps"
     assert any("evaluation after" in screen and "learner waits for evaluation" in screen for screen in shown)
     for screen in shown:
