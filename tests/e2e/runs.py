@@ -75,8 +75,10 @@ def wait_for(condition: Callable[[], Any], timeout_s: float = 120) -> None:
 
 
 def lines(path: Path) -> list[dict[str, Any]]:
-    """The documents of a JSONL file; none when it does not exist."""
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    """The documents of a JSONL file; none when it does not exist. The line that is being written does not count yet."""
+    if not path.exists():
+        return []
+    return [json.loads(line) for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
 
 
 def trajectories(run: Path) -> list[Trajectory]:
