@@ -90,7 +90,8 @@ def test_training_killed_at_random_points_goes_on_with_every_row_of_every_checkp
     # what the killed ones left goes with the next tidying up
     run.folder.collect_garbage(set(), run.checkpoints)
     assert list(run.folder.rows.root.glob("*/.*")) == []
-    assert len(run.rows()) <= 10
+    # five of each checkpoint; a kill between publishing one and removing the oldest leaves one more than is kept
+    assert len(run.rows()) <= 5 * len(published)
 
 
 def test_a_killed_import_leaves_no_entry_without_its_row_and_pictures_and_is_completed_by_the_next(
