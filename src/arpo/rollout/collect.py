@@ -58,9 +58,11 @@ class Collector:
         try:
             async with asyncio.TaskGroup() as tasks:
                 rollouts = Rollouts(self, scheduler, tasks)
+                self.usages.add(rollouts.usage)
                 try:
                     yield rollouts
                 finally:
+                    self.usages.discard(rollouts.usage)
                     rollouts.stop()
         except BaseExceptionGroup as group:
             if len(group.exceptions) == 1:

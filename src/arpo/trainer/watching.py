@@ -83,8 +83,7 @@ def watching(
 
     def counted(trajectory: Trajectory) -> None:
         nonlocal done, successes
-        if trajectory.problem is not None:
-            progress.faults[trajectory.problem.code.value] += 1
+        count_fault(progress, trajectory)
         done += trajectory.valid
         successes += trajectory.succeeded(parts.config.replay.success_above)
         counter.update(done, f"{successes} successes")
@@ -101,6 +100,11 @@ def watching(
 
 def keep_fault(run: RunDirectory, progress: Progress, step: int, trajectory: Trajectory) -> None:
     """Keep and count the fault of an episode, if it had one."""
+    run.fault(step, trajectory)
+    count_fault(progress, trajectory)
+
+
+def count_fault(progress: Progress, trajectory: Trajectory) -> None:
+    """Count the fault of an episode, if it had one."""
     if trajectory.problem is not None:
-        run.fault(step, trajectory)
         progress.faults[trajectory.problem.code.value] += 1
