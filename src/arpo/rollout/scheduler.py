@@ -70,9 +70,8 @@ class Scheduler:
     """Hands out episodes of groups opened one after the other, and batches of closed groups.
 
     tasks: of the groups to open, in order; may be endless. version: of the policy. batches: that will be taken; None: no
-    end is known. pending: groups of an earlier process
-    to begin with, with the trajectories that are there of each; spare: those of them that the next batch hands over as
-    such; first_number: of the first group after those.
+    end is known. pending: groups of an earlier process to begin with, with the trajectories that are there of each;
+    spare: those of them that the next batch hands over as such; first_number: of the first group after those.
     learns: whether a closed group can teach anything (see `refill`).
     Episode seeds depend on the seed, the group's number and task, and the place alone, so a run repeats whatever the
     timing was.
