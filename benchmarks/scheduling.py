@@ -9,7 +9,8 @@ Ways
                  waiting for the slowest reply and the slowest desktop; all are evaluated; then the learner learns while
                  they wait. A fault leaves its place empty.
   group-barrier  a group's desktops take the next group when the last of them is done, and all wait for the learner.
-  ours           `arpo.rollout.scheduler.Scheduler` itself, with `rollout.max_staleness` 0, 1 and 2.
+  ours           `arpo.rollout.scheduler.Scheduler` itself, with `rollout.max_staleness` 0, 1 and 2, and with 1 and
+                 `rollout.oversample` of one group in 16, at least one (`--oversample`).
 
 The world is the same for all three, drawn anew from the seed: a reset takes 1 to 60 s and a step 0.3 to 5 s (log-normal,
 cut there), one step in 200 has a tail (Pareto, up to 120 s), an evaluation 1 to 10 s. An episode takes 3 to 15 steps. 2 %
@@ -22,7 +23,8 @@ env      share of the desktops' time in which a desktop acted for its episode or
          nor waiting for other desktops
 engine   share of the time in which the engine had work
 stale    policy versions between sampling (the oldest token) and learning, mean and most, of the trajectories learned from
-lost     episodes handed out that neither ended nor run; with ours also those that ended and were never in a batch
+spare    valid episodes, a step, of groups that `oversample` left behind: they are recorded, and not learned from
+lost     episodes that ended valid and are in no batch, in no spare group and in none in flight
 """
 
 from __future__ import annotations
@@ -41,7 +43,8 @@ from measuring import positive
 
 from arpo.protocol.problems import ProblemCode, ProblemError
 from arpo.rollout.groups import Episode
-from arpo.rollout.scheduler import Scheduler, SchedulerRules
+from arpo.rollout.rules import SchedulerRules
+from arpo.rollout.scheduler import Scheduler
 from arpo.rollout.usage import Usage
 from arpo.tasks.model import Evaluator, Task
 from arpo.trajectory import Trajectory, Turn
@@ -134,6 +137,7 @@ class Row:
     per_hour: float = 0.0
     stale_mean: float = 0.0
     stale_max: int = 0
+    spare: float = 0.0
     lost: int = 0
     steps: int = 0
     hours: float = 0.0
@@ -141,20 +145,28 @@ class Row:
 
 @dataclass
 class Play:
-    """An episode as it goes on, without barriers: reset, replies and steps, evaluation. busy: counts it while it does."""
+    """An episode as it goes on, without barriers: reset, replies and steps, evaluation."""
 
     world: World
     what: Script
     began: Callable[[], None]
     ended: Callable[[bool], None]
     turn: int = field(default=0, init=False)
+    stopped: bool = field(default=False, init=False)
 
     def begin(self) -> None:
         """Lease the desktop."""
         self.world.usage.episode(+1)
         self.world.after(self.what.reset, self._ask)
 
+    def stop(self) -> None:
+        """Give the desktop back; `ended` is not called. A reply that is being sampled still is."""
+        self.stopped = True
+        self.world.usage.episode(-1)
+
     def _ask(self) -> None:
+        if self.stopped:
+            return
         if self.turn == 0:
             self.began()
         self.world.reply(
@@ -162,6 +174,8 @@ class Play:
         )
 
     def _acted(self) -> None:
+        if self.stopped:
+            return
         failed = self.what.fails_after == self.turn
         self.turn += 1
         if failed:
@@ -172,6 +186,8 @@ class Play:
             self.world.after(self.what.evaluate, lambda: self._end(True))
 
     def _end(self, valid: bool) -> None:
+        if self.stopped:
+            return
         self.world.usage.episode(-1)
         self.ended(valid)
 
@@ -270,24 +286,27 @@ def group_barrier(desktops: int, batch: int, steps: int, seed: int) -> Row:
     return row("group-barrier", world, desktops, valid, steps, [0])
 
 
-def ours(desktops: int, batch: int, steps: int, seed: int, max_staleness: int) -> Row:
+def ours(desktops: int, batch: int, steps: int, seed: int, max_staleness: int, oversample: int = 0) -> Row:
     """The scheduler of ARPO."""
     world, rng = World(desktops), random.Random(seed)
     rules = SchedulerRules(
-        GROUP, batch // GROUP, max_retries=3, seed=seed, max_staleness=max_staleness, overdue_factor=None
+        GROUP, batch // GROUP, max_retries=3, seed=seed, max_staleness=max_staleness, oversample=oversample
     )
     scheduler = Scheduler(tasks(), rules, label="s")
     versions: dict[str, int] = {}
-    ended: set[str] = set()
+    ended: dict[str, str] = {}
+    """Valid episodes, and their groups."""
     in_batch: set[str] = set()
+    plays: dict[str, Play] = {}
     ages: list[int] = []
-    valid = taken = handed_out = 0
+    valid = taken = 0
     learning = False
 
     def fill() -> None:
-        nonlocal handed_out
+        for episode_id in scheduler.withdrawals():
+            plays.pop(episode_id).stop()
+            scheduler.withdrawn(episode_id)
         while scheduler.running < desktops and (episode := scheduler.next(world.now)) is not None:
-            handed_out += 1
             play(episode)
 
     def play(episode: Episode) -> None:
@@ -298,13 +317,15 @@ def ours(desktops: int, batch: int, steps: int, seed: int, max_staleness: int) -
             scheduler.began(episode.id)
 
         def over(ok: bool) -> None:
+            del plays[episode.id]
             scheduler.ended(trajectory(episode, versions.pop(episode.id), world.now - started, ok))
             if ok:
-                ended.add(episode.id)
+                ended[episode.id] = episode.group_id
             learn()
             fill()
 
-        Play(world, script(rng), began, over).begin()
+        plays[episode.id] = Play(world, script(rng), began, over)
+        plays[episode.id].begin()
 
     def learn() -> None:
         nonlocal learning, taken, valid
@@ -331,15 +352,27 @@ def ours(desktops: int, batch: int, steps: int, seed: int, max_staleness: int) -
     fill()
     world.run(lambda: taken >= steps and not learning)
     in_flight = {t.episode_id for group in scheduler.groups for t in group.trajectories}
-    lost = len(ended - in_batch - in_flight)
-    return row(f"ours, staleness ≤ {max_staleness}", world, desktops, valid, taken, ages, lost)
+    left = len(ended.keys() - in_batch - in_flight)
+    name = f"ours, staleness ≤ {max_staleness}" + (f", +{oversample}" if oversample else "")
+    # nothing may be left behind but what `oversample` allows, and of the step's groups no more than that
+    spare = min(left, oversample * GROUP * taken)
+    return row(name, world, desktops, valid, taken, ages, spare / taken, left - spare)
 
 
-def row(way: str, world: World, desktops: int, valid: int, steps: int, ages: list[int], lost: int = 0) -> Row:
+def row(
+    way: str,
+    world: World,
+    desktops: int,
+    valid: int,
+    steps: int,
+    ages: list[int],
+    spare: float = 0.0,
+    lost: int = 0,
+) -> Row:
     """What a simulation has to say."""
     used = world.usage.utilisation()
     return Row(
-        way, desktops, used.desktops, used.engine, valid / (world.now / 3600), fmean(ages), max(ages), lost, steps,
+        way, desktops, used.desktops, used.engine, valid / (world.now / 3600), fmean(ages), max(ages), spare, lost, steps,
         world.now / 3600,
     )  # fmt: skip
 
@@ -373,6 +406,9 @@ def main() -> None:
     parser.add_argument(
         "--batch", type=float, default=4.0, help="trajectories a step, as a multiple of desktops"
     )
+    parser.add_argument(
+        "--oversample", type=float, default=1 / 16, help="groups more than a step needs, as a share of those"
+    )
     parser.add_argument("--steps", type=positive, default=12)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", action="store_true", help="rows as JSON")
@@ -383,13 +419,17 @@ def main() -> None:
         of_size = [lock_step(desktops, batch, chosen.steps, chosen.seed)]
         of_size.append(group_barrier(desktops, batch, chosen.steps, chosen.seed))
         of_size += [ours(desktops, batch, chosen.steps, chosen.seed, ahead) for ahead in (0, 1, 2)]
+        more = round(batch / GROUP * chosen.oversample) or 1
+        of_size.append(ours(desktops, batch, chosen.steps, chosen.seed, 1, more))
         if not chosen.json:
             print(f"\n{desktops} desktops, {batch} trajectories a step ({batch // GROUP} groups of {GROUP})")
-            print(f"{'':22}{'env':>7}{'× lock':>8}{'engine':>8}{'traj./h':>10}{'stale':>12}{'lost':>6}")
+            print(
+                f"{'':22}{'env':>7}{'× lock':>8}{'engine':>8}{'traj./h':>10}{'stale':>12}{'spare':>8}{'lost':>6}"
+            )
             for one in of_size:
                 print(
                     f"{one.way:22}{one.env:7.3f}{one.env / of_size[0].env:8.2f}{one.engine:8.3f}{one.per_hour:10.0f}"
-                    f"{one.stale_mean:7.2f} /{one.stale_max:3d}{one.lost:6d}"
+                    f"{one.stale_mean:7.2f} /{one.stale_max:3d}{one.spare:8.1f}{one.lost:6d}"
                 )
         rows += of_size
     if chosen.json:

@@ -23,3 +23,6 @@ def test_a_small_comparison() -> None:
     assert [rows[f"ours, staleness ≤ {k}"]["stale_max"] <= k for k in (0, 1, 2)] == [True, True, True]
     ahead, barrier, lock = (rows[way]["env"] for way in ("ours, staleness ≤ 1", "group-barrier", "lock-step"))
     assert lock < barrier < ahead <= 1.0
+    more = rows["ours, staleness ≤ 1, +1"]
+    assert more["stale_max"] <= 1
+    assert all((row["spare"] > 0) <= row["way"].endswith("+1") for row in rows.values())

@@ -52,6 +52,22 @@ def test_a_step_on_real_applications_shows_painted_windows_and_ends_with_a_check
                 assert len(colours) > 100, f"{trajectory.task_id}: {sha256} looks blank"
 
 
+@pytest.mark.long
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("launcher", ["local", "ray"])
+def test_the_smoke_configuration_as_it_is(tmp_path: Path, launcher: str) -> None:
+    process = start(
+        "config=configs/smoke_cpu.yaml", f"launcher.kind={launcher}", f"run.dir={tmp_path}", "run.name=whole"
+    )
+    output = finish(process, 840)
+    assert process.returncode == 0, output
+    run = tmp_path / "whole"
+    summary = json.loads((run / "summary.json").read_text())
+    assert (summary["provider"], summary["missing"]) == ("xvfb", [])
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert [row["rollout/valid"] for row in rows] == [16, 16, 16]
+
+
 def test_ctrl_c_leaves_no_process_mount_or_folder_behind(tmp_path: Path) -> None:
     before = mounts()
     # short: the sockets in it have paths of at most 108 bytes

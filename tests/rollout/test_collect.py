@@ -77,7 +77,11 @@ def test_groups_are_closed_with_faults_run_again_and_hopeless_places_lost(tmp_pa
 
     script = Script(reset=remember, evaluate=outcome)
     groups, ended = collected(tmp_path, script, scheduler(tasks=3, size=2, retries=1))
-    assert [(len(g.trajectories), g.lost, g.retries) for g in groups] == [(0, 2, 2), (2, 0, 1), (2, 0, 0)]
+    assert [(len(g.trajectories), len(g.lost), g.retries) for g in groups] == [
+        (0, 2, 2),
+        (2, 0, 1),
+        (2, 0, 0),
+    ]
     assert all(t.score == 0.5 for g in groups for t in g.trajectories)
     assert len(ended) == len({t.episode_id for t in ended}) == 4 + 3 + 2
     assert sum(not t.valid for t in ended) == 5

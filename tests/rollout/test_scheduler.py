@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 from schedule_kit import a_task, a_trajectory, endless
 
-from arpo.rollout.groups import Batch, Episode, Group
-from arpo.rollout.scheduler import Scheduler, SchedulerRules
+from arpo.rollout.groups import Batch, Begun, Episode, Group
+from arpo.rollout.rules import SchedulerRules
+from arpo.rollout.scheduler import Scheduler
 
 TASKS = 5
 
@@ -201,7 +202,7 @@ class Rollouts(RuleBasedStateMachine):
 
     def check(self, group: Group) -> None:
         assert group.closed
-        assert len(group.trajectories) + group.lost == group.size
+        assert len(group.trajectories) + len(group.lost) == group.size
         assert group.retries <= self.rules.max_retries * group.size
         for trajectory in group.trajectories:
             assert trajectory.valid
@@ -285,7 +286,7 @@ def test_an_invalid_episode_is_run_again_before_others_and_given_up_after_its_re
     assert again.id == first.id + "-retry1"
     group = scheduler.ended(a_trajectory(again, valid=False))
     assert group is not None
-    assert (group.lost, group.retries, group.trajectories) == (1, 1, [])
+    assert (len(group.lost), group.retries, group.trajectories) == (1, 1, [])
 
 
 def test_the_retries_of_a_group_are_shared_by_its_places() -> None:
@@ -297,7 +298,7 @@ def test_the_retries_of_a_group_are_shared_by_its_places() -> None:
         (unlucky,) = all_of(scheduler)
     group = scheduler.ended(a_trajectory(unlucky))
     assert group is not None
-    assert (len(group.trajectories), group.retries, group.lost) == (2, 4, 0)
+    assert (len(group.trajectories), group.retries, len(group.lost)) == (2, 4, 0)
 
 
 def test_an_episode_cannot_end_twice() -> None:
@@ -392,7 +393,7 @@ def test_an_overdue_episode_is_stopped_and_its_group_goes_without_it() -> None:
     assert scheduler.overdue_at(2.9) == 3.0
     batch = scheduler.take(3.0)
     assert batch is not None
-    assert [(len(g.trajectories), g.lost) for g in batch.groups] == [(1, 1), (2, 0)]
+    assert [(len(g.trajectories), len(g.lost)) for g in batch.groups] == [(1, 1), (2, 0)]
     assert scheduler.withdrawals() == [stuck.id]
     scheduler.withdrawn(stuck.id)
     assert scheduler.running == 0
@@ -507,7 +508,7 @@ def test_groups_in_flight_go_on_where_another_process_left_them() -> None:
         label="s",
         version=1,
         pending=[
-            (p.number, a_task(p.task_id), [a_trajectory(first, version=0)] if p.ended else [])
+            Begun(p.number, a_task(p.task_id), [a_trajectory(first, version=0)] if p.ended else [])
             for p in pending
         ],
         first_number=scheduler.first_number,

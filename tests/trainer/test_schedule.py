@@ -70,6 +70,21 @@ def test_what_had_ended_is_there_and_everything_else_is_handed_out_again(tmp_pat
     assert again.first_number == 4
 
 
+def test_what_was_run_again_stays_run_again_and_a_place_that_was_given_up_stays_empty(tmp_path: Path) -> None:
+    first = schedule(tmp_path, TASKS, "rollout.max_retries=1")
+    scheduler = first.begin(0, 9)
+    episodes = handed_out(scheduler)
+    for _ in range(3):  # the group has two retries
+        place = [e for e in episodes if e.id.split("-retry")[0] == "train/000000-t0/0"][-1]
+        scheduler.ended(a_trajectory(place, valid=False, version=0))
+        episodes += handed_out(scheduler)
+    scheduler.ended(a_trajectory(episodes[2], valid=False, version=0))
+    expected = handed_out(scheduler)
+    assert [e.id for e in expected] == [f"{episodes[2].id}-retry1"]
+    again = handed_out(gone_on(tmp_path, first.state(), "rollout.max_retries=1"))
+    assert again[:3] == [episodes[1], *expected, episodes[3]]
+
+
 def test_an_ended_episode_whose_line_is_lost_is_run_again(tmp_path: Path) -> None:
     first = schedule(tmp_path)
     scheduler = first.begin(0, 9)

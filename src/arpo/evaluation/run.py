@@ -8,7 +8,9 @@ from dataclasses import replace
 from arpo.evaluation.record import EvaluationRecord
 from arpo.evaluation.result import EvaluationResult
 from arpo.rollout.collect import Collector
-from arpo.rollout.scheduler import Scheduler, SchedulerRules
+from arpo.rollout.groups import Begun
+from arpo.rollout.rules import SchedulerRules
+from arpo.rollout.scheduler import Scheduler
 from arpo.tasks.model import Task
 from arpo.trajectory import Trajectory
 
@@ -30,7 +32,8 @@ async def evaluate(
 
     # all groups are opened at the beginning: each with the episodes that it has
     groups = [
-        (number, task, valid) for number, (task, valid) in enumerate(zip(tasks, record.valid(), strict=True))
+        Begun(number, task, valid)
+        for number, (task, valid) in enumerate(zip(tasks, record.valid(), strict=True))
     ]
     rules = SchedulerRules(record.repeats, len(tasks), max_retries, seed, max_staleness=None)
     scheduler = Scheduler(iter(()), rules, label=record.label, batches=1, pending=groups)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from arpo.tasks.model import Task
@@ -23,7 +25,7 @@ class Group:
     """The trajectories of one task that share an advantage baseline; a thing of its own, equal to itself alone.
 
     number: in the order in which groups were opened, which is that of the tasks. places: valid trajectories by place.
-    retries: episodes that were run again because their environment failed. lost: places that stay empty, because the
+    attempts: how often a place was run again because its environment failed. lost: places that stay empty, because the
     retries of the group are used up or because it was closed early.
     """
 
@@ -32,8 +34,8 @@ class Group:
     task: Task
     size: int
     places: dict[int, Trajectory] = field(default_factory=dict)
-    retries: int = 0
-    lost: int = 0
+    attempts: Counter[int] = field(default_factory=Counter)
+    lost: set[int] = field(default_factory=set)
 
     @property
     def trajectories(self) -> list[Trajectory]:
@@ -41,9 +43,14 @@ class Group:
         return [self.places[place] for place in sorted(self.places)]
 
     @property
+    def retries(self) -> int:
+        """Episodes that were run again; the places share a bound."""
+        return self.attempts.total()
+
+    @property
     def closed(self) -> bool:
         """All places are decided."""
-        return len(self.places) + self.lost >= self.size
+        return len(self.places) + len(self.lost) >= self.size
 
 
 @dataclass(frozen=True)
@@ -63,10 +70,24 @@ class Pending:
     """A group that has been opened and not been learned from: what a checkpoint keeps of it.
 
     number, task_id: of the group. ended: ids of its valid episodes, which are in the trajectory log.
-    spare: it is closed and only waits to be handed over with the next batch.
+    spare: it is closed and only waits to be handed over with the next batch. attempts: again, of the first places.
+    lost: places.
     """
 
     number: int
     task_id: str
     ended: tuple[str, ...]
     spare: bool = False
+    attempts: tuple[int, ...] = ()
+    lost: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class Begun:
+    """A group of an earlier process to go on with: as `Pending`, with its task and the trajectories that are there."""
+
+    number: int
+    task: Task
+    trajectories: Sequence[Trajectory] = ()
+    attempts: Sequence[int] = ()
+    lost: Sequence[int] = ()

@@ -20,58 +20,20 @@ from __future__ import annotations
 import random
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from statistics import median
 
-from arpo.rollout.groups import Batch, Episode, Group, Pending
+from arpo.rollout.groups import Batch, Begun, Episode, Group, Pending
+from arpo.rollout.overdue import Durations, Running
+from arpo.rollout.rules import SchedulerRules
 from arpo.tasks.model import Task
 from arpo.trajectory import Trajectory
-
-_DURATIONS = 64
-"""The latest episodes whose durations, without what they waited for the engine, say what an overdue one is."""
-_ENOUGH_DURATIONS = 8
-
-
-@dataclass(frozen=True)
-class SchedulerRules:
-    """How episodes are scheduled; the fields are those of `RolloutSection`, which explains them.
-
-    groups_per_step: of which a batch consists. max_staleness: None: there is no bound, and no learner.
-    """
-
-    group_size: int
-    groups_per_step: int
-    max_retries: int
-    seed: int
-    max_staleness: int | None = 0
-    oversample: int = 0
-    overdue_factor: float | None = None
-    overdue_min_s: float = 0.0
-    early_close_share: float = 0.5
-    refill: int = 0
-
-
-@dataclass
-class _Running:
-    """An episode on a desktop. started: put off by the time that it waited for the engine. asked: since when it does."""
-
-    id: str
-    group: Group
-    place: int
-    started: float
-    asked: float | None = None
-
-    def overdue(self, limit: float, now: float) -> bool:
-        """Whether its desktop has had more time than that; no desktop is slow while the engine is."""
-        return self.asked is None and self.started + limit <= now
 
 
 class Scheduler:
     """Hands out episodes of groups opened one after the other, and batches of closed groups.
 
     tasks: of the groups to open, in order; may be endless. version: of the policy. batches: that will be taken; None: no
-    end is known. pending: groups of an earlier process to begin with, with the trajectories that are there of each;
-    spare: those of them that the next batch hands over as such; first_number: of the first group after those.
+    end is known. pending: groups of an earlier process to begin with; spare: those that the next batch hands over as such;
+    first_number: of the first group after those.
     learns: whether a closed group can teach anything (see `refill`).
     Episode seeds depend on the seed, the group's number and task, and the place alone, so a run repeats whatever the
     timing was.
@@ -85,8 +47,8 @@ class Scheduler:
         label: str,
         version: int = 0,
         batches: int | None = None,
-        pending: Sequence[tuple[int, Task, Sequence[Trajectory]]] = (),
-        spare: Sequence[tuple[int, Task, Sequence[Trajectory]]] = (),
+        pending: Sequence[Begun] = (),
+        spare: Sequence[Begun] = (),
         first_number: int = 0,
         learns: Callable[[Group], bool] = lambda group: True,
     ) -> None:
@@ -102,14 +64,13 @@ class Scheduler:
         self._live: dict[str, Group] = {}
         # of every group in flight the version that sampled the first token, by place
         self._sampled: dict[str, dict[int, int]] = {}
-        self._spare = [self._group(number, task, trajectories) for number, task, trajectories in spare]
+        self._spare = [self._group(begun) for begun in spare]
         self._refilled = len(self._spare)
         self._waiting: deque[tuple[Group, int]] = deque()
-        self._attempts: Counter[tuple[str, int]] = Counter()
-        self._running: dict[str, _Running] = {}
+        self._running: dict[str, Running] = {}
         self._leaving: set[str] = set()
         self._to_withdraw: list[str] = []
-        self._durations: deque[float] = deque(maxlen=_DURATIONS)
+        self._durations = Durations(rules)
         self._queued = deque(pending)
         while self._queued and self._open_next():
             pass
@@ -144,19 +105,8 @@ class Scheduler:
 
     def pending(self) -> list[Pending]:
         """What a checkpoint needs to go on with the groups in flight."""
-        queued = [
-            Pending(number, task.id, tuple(t.episode_id for t in trajectories))
-            for number, task, trajectories in self._queued
-        ]
-        return queued + [
-            Pending(
-                g.number,
-                g.task.id,
-                tuple(t.episode_id for t in g.trajectories),
-                spare=any(g is s for s in self._spare),
-            )
-            for g in self.groups
-        ]
+        queued = [self._group(begun) for begun in self._queued]
+        return [_pending(g, spare=any(g is s for s in self._spare)) for g in [*queued, *self.groups]]
 
     def next(self, now: float) -> Episode | None:
         """The next episode to run, or None when there is nothing to do now. now: in seconds, from any beginning.
@@ -167,9 +117,9 @@ class Scheduler:
             if not self._open_next():
                 return None
         group, place = self._waiting.popleft()
-        attempt = self._attempts[group.id, place]
+        attempt = group.attempts[place]
         episode_id = f"{group.id}/{place}" + (f"-retry{attempt}" if attempt else "")
-        self._running[episode_id] = _Running(episode_id, group, place, started=now)
+        self._running[episode_id] = Running(episode_id, group, place, started=now)
         seed = random.Random(f"{self._rules.seed}/{group.id}/{place}/{attempt}").getrandbits(48)  # noqa: S311 - no secret
         return Episode(id=episode_id, group_id=group.id, task=group.task, seed=seed)
 
@@ -202,7 +152,7 @@ class Scheduler:
             return None
         if trajectory.valid:
             self._fill(group, place, trajectory)
-            self._durations.append(trajectory.duration_s - trajectory.timings.get("generate", 0.0))
+            self._durations.add(trajectory)
         else:
             self._again(group, place)
         if not group.closed:
@@ -249,7 +199,7 @@ class Scheduler:
 
     def overdue_at(self, now: float) -> float | None:
         """When a group that holds the step up can be closed early, if nothing ends before; None: that is never."""
-        limit = self._overdue_s()
+        limit = self._durations.limit()
         if limit is None:
             return None
         waited_for = (r.started + limit for r in self._running.values() if r.asked is None)
@@ -270,7 +220,7 @@ class Scheduler:
         if len(self._live) >= self._most:
             return False
         if self._queued:
-            self._open(*self._queued.popleft())
+            self._open(self._queued.popleft())
             return True
         if self._exhausted:
             return False
@@ -278,23 +228,28 @@ class Scheduler:
         if task is None:
             self._exhausted = True
             return False
-        self._open(self._number, task, ())
+        self._open(Begun(self._number, task))
         self._number += 1
         return True
 
-    def _open(self, number: int, task: Task, trajectories: Sequence[Trajectory]) -> None:
-        group = self._group(number, task, trajectories)
+    def _open(self, begun: Begun) -> None:
+        group = self._group(begun)
         self._live[group.id] = group
         self._sampled[group.id] = {place: t.policy_version for place, t in group.places.items() if t.turns}
-        self._waiting.extend((group, place) for place in range(group.size) if place not in group.places)
+        decided = group.places.keys() | group.lost
+        self._waiting.extend((group, place) for place in range(group.size) if place not in decided)
 
-    def _group(self, number: int, task: Task, trajectories: Sequence[Trajectory]) -> Group:
-        """A group with the trajectories that are there of it."""
-        group = Group(
-            id=f"{self._label}/{number:06d}-{task.id}", number=number, task=task, size=self._rules.group_size
+    def _group(self, begun: Begun) -> Group:
+        """A group with what is there of it."""
+        return Group(
+            id := f"{self._label}/{begun.number:06d}-{begun.task.id}",
+            begun.number,
+            begun.task,
+            self._rules.group_size,
+            places=dict(_places(id, begun.trajectories)),
+            attempts=Counter(dict(enumerate(begun.attempts))),
+            lost=set(begun.lost),
         )
-        group.places.update(_places(group, trajectories))
-        return group
 
     def _fill(self, group: Group, place: int, trajectory: Trajectory) -> None:
         group.places[place] = trajectory
@@ -305,11 +260,10 @@ class Scheduler:
         """Run a place again, if the group has retries left."""
         self._sampled[group.id].pop(place, None)
         if group.retries < self._rules.max_retries * group.size:
-            group.retries += 1
-            self._attempts[group.id, place] += 1
+            group.attempts[place] += 1
             self._waiting.appendleft((group, place))
         else:
-            group.lost += 1
+            group.lost.add(place)
 
     def _closed(self, group: Group) -> None:
         """A group that teaches nothing makes room for another one, `refill` times a step."""
@@ -326,7 +280,7 @@ class Scheduler:
             if running.group is group:
                 self._withdraw(running)
 
-    def _withdraw(self, running: _Running) -> None:
+    def _withdraw(self, running: Running) -> None:
         if running.id not in self._leaving:
             self._leaving.add(running.id)
             self._to_withdraw.append(running.id)
@@ -398,13 +352,6 @@ class Scheduler:
 
     # --- overdue episodes ---
 
-    def _overdue_s(self) -> float | None:
-        """From which age on an episode is overdue; None as long as nobody can tell."""
-        factor = self._rules.overdue_factor
-        if factor is None or len(self._durations) < _ENOUGH_DURATIONS:
-            return None
-        return max(factor * median(self._durations), self._rules.overdue_min_s)
-
     def _close_early(self, now: float) -> bool:
         """Stop the overdue episodes that the step waits for; whether there were any.
 
@@ -412,7 +359,7 @@ class Scheduler:
         A group goes with the trajectories that it has, if they are `early_close_share` of its places; else its overdue
         episodes are run again.
         """
-        limit = self._overdue_s()
+        limit = self._durations.limit()
         if limit is None:
             return False
         active = [running for running in self._running.values() if running.id not in self._leaving]
@@ -440,14 +387,14 @@ class Scheduler:
         """Whether some of its episodes are still to be begun."""
         return any(waiting is group for waiting, _ in self._waiting)
 
-    def _stop(self, group: Group, overdue: Sequence[_Running]) -> None:
+    def _stop(self, group: Group, overdue: Sequence[Running]) -> None:
         """Stop overdue episodes of a group, and decide what becomes of their places."""
         enough = len(group.places) >= self._rules.early_close_share * group.size and not self._waits(group)
         for running in overdue:
             self._withdraw(running)
             if enough:
                 self._sampled[group.id].pop(running.place, None)
-                group.lost += 1
+                group.lost.add(running.place)
             else:
                 self._again(group, running.place)
         if group.closed:
@@ -458,7 +405,18 @@ def _number(group: Group) -> int:
     return group.number
 
 
-def _places(group: Group, trajectories: Sequence[Trajectory]) -> Iterator[tuple[int, Trajectory]]:
+def _places(group_id: str, trajectories: Sequence[Trajectory]) -> Iterator[tuple[int, Trajectory]]:
     """Recorded trajectories of a group with the places that their ids name."""
     for trajectory in trajectories:
-        yield int(trajectory.episode_id.removeprefix(f"{group.id}/").partition("-")[0]), trajectory
+        yield int(trajectory.episode_id.removeprefix(f"{group_id}/").partition("-")[0]), trajectory
+
+
+def _pending(group: Group, *, spare: bool) -> Pending:
+    return Pending(
+        group.number,
+        group.task.id,
+        tuple(t.episode_id for t in group.trajectories),
+        spare,
+        attempts=tuple(group.attempts[place] for place in range(group.size)),
+        lost=tuple(sorted(group.lost)),
+    )

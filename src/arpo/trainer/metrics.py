@@ -40,7 +40,7 @@ def step_metrics(
         "rollout/score": fmean(t.score or 0.0 for t in valid),
         "rollout/reward": fmean(t.reward(config.learner.format_coef) for t in valid),
         "rollout/retries": sum(group.retries for group in groups),
-        "rollout/lost": sum(group.lost for group in groups),
+        "rollout/lost": sum(len(group.lost) for group in groups),
         "rollout/spare_groups": len(batch.spare),
         "rollout/turns": fmean(len(t.turns) for t in valid),
         "rollout/format_errors": sum(t.format < 0 for t in valid),

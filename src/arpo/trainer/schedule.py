@@ -12,8 +12,9 @@ from typing import Any
 
 from arpo.config.model import Config
 from arpo.protocol.problems import ConfigError
-from arpo.rollout.groups import Group, Pending
-from arpo.rollout.scheduler import Scheduler, SchedulerRules
+from arpo.rollout.groups import Begun, Group, Pending
+from arpo.rollout.rules import SchedulerRules
+from arpo.rollout.scheduler import Scheduler
 from arpo.tasks.model import Task
 from arpo.trainer.cursor import TaskCursor
 from arpo.trajectory.store import TrajectoryLog
@@ -54,7 +55,13 @@ class Schedule:
         recorded = self._log.find({episode_id for p in self._pending for episode_id in p.ended})
         pending, spare = (
             [
-                (p.number, by_id[p.task_id], [recorded[name] for name in p.ended if name in recorded])
+                Begun(
+                    p.number,
+                    by_id[p.task_id],
+                    [recorded[name] for name in p.ended if name in recorded],
+                    p.attempts,
+                    p.lost,
+                )
                 for p in self._pending
                 if p.spare is of_spare
             ]
@@ -108,11 +115,9 @@ def pending_groups(state: dict[str, Any], config: Config) -> list[Pending]:
 
     Begun anew where groups or batches have another size now: what had ended might not fit into those, or be too old.
     """
-    same = state.get("sizes") == _sizes(config)
-    return [
-        Pending(p["number"], p["task_id"], tuple(p["ended"]) if same else (), same and p.get("spare", False))
-        for p in state["pending"]
-    ]
+    if state.get("sizes") != _sizes(config):
+        return [Pending(p["number"], p["task_id"], ()) for p in state["pending"]]
+    return [Pending(**p) for p in state["pending"]]
 
 
 def _sizes(config: Config) -> list[int]:
