@@ -7,11 +7,14 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parent.parent
+WHOLE_RUNS = ("e2e", "engines", "launch", "images", "tunnel", "telemetry", "chart", "benchmarks")
+"""Folders of tests that take seconds to minutes each."""
 XVFB_PROGRAMS = ("Xvfb", "openbox", "dbus-daemon", "gio", "bwrap", "soffice", "xterm", "mousepad")
 
 
@@ -22,22 +25,41 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> object:
     """
     from xdist.scheduler import LoadScopeScheduling
 
+    config.option.loadscopereorder = (
+        False  # else files with few tests would be last, and those have the long ones
+    )
+
     class ByFile(LoadScopeScheduling):
         def _split_scope(self, nodeid: str) -> str:
             file = nodeid.partition("::")[0]
-            return "desktops" if "mark.xvfb" in (ROOT / file).read_text(encoding="utf-8") else file
+            return "desktops" if _has_desktops(ROOT / file) else file
 
     return ByFile(config, log)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests of real desktops are skipped, with the reason, where the programs are not installed."""
+    """Tests of real desktops and of whole runs come first, so that no process has one alone to do at the end.
+
+    Tests of real desktops are skipped, with the reason, where the programs are not installed.
+    """
+    items.sort(key=lambda item: _order(item.path))
     missing = [program for program in XVFB_PROGRAMS if shutil.which(program) is None]
     if missing:
         reason = f"real desktops cannot run here: {', '.join(missing)} not installed (see scripts/apt-packages.txt)"
         for item in items:
             if item.get_closest_marker("xvfb"):
                 item.add_marker(pytest.mark.skip(reason=reason))
+
+
+def _order(file: Path) -> int:
+    if _has_desktops(file):
+        return 0
+    return 1 if file.parent.name in WHOLE_RUNS else 2
+
+
+@cache
+def _has_desktops(file: Path) -> bool:
+    return "mark.xvfb" in file.read_text(encoding="utf-8")
 
 
 @pytest.fixture
