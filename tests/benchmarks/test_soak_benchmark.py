@@ -19,10 +19,14 @@ def soak(*arguments: str) -> subprocess.CompletedProcess[str]:
     )  # fmt: skip
 
 
-def a_run(folder: Path, mib_per_1000: float) -> Path:
-    """Metrics of 40 steps of 100 turns, of a driver that grows."""
+def a_run(folder: Path, mib_per_1000: float, until: int = 40) -> Path:
+    """Metrics of 40 steps of 100 turns, of a driver that grows until a step."""
     rows = [
-        {"rollout/turns": 10.0, "rollout/valid": 10, "driver/rss_gib": 0.5 + mib_per_1000 * step / 10 / 1024}
+        {
+            "rollout/turns": 10.0,
+            "rollout/valid": 10,
+            "driver/rss_gib": 0.5 + mib_per_1000 * min(step, until) / 10 / 1024,
+        }
         for step in range(40)
     ]
     folder.mkdir()
@@ -36,6 +40,13 @@ def test_growth_above_the_bound_is_an_error(tmp_path: Path) -> None:
     assert "4000 turns in 40 steps" in steady.stdout
     assert "driver: +2.00 MiB per 1000 turns" in steady.stdout
     assert soak("--read", str(a_run(tmp_path / "grows", 4.0)), "--bound", "3").returncode == 1
+
+
+def test_what_is_full_after_half_of_the_turns_is_no_growth(tmp_path: Path) -> None:
+    full = soak("--read", str(a_run(tmp_path / "fills", 20.0, until=19)))
+    assert full.returncode == 0, full.stderr
+    assert "driver: +0.00 MiB per 1000 turns over the last half (bound 0.5)" in full.stdout
+    assert soak("--read", str(a_run(tmp_path / "on", 20.0, until=25))).returncode == 1
 
 
 @pytest.mark.slow

@@ -198,6 +198,8 @@ class EngineSection(Section):
     """Nucleus sampling."""
     max_batch: Positive = 16
     """Largest number of prompts sampled together."""
+    image_cache_gib: Annotated[float, Field(ge=0)] = 0.5
+    """Memory for preprocessed pictures in the `hf` engine; one of 1920×1080 takes 0.05 GiB."""
     vllm: VllmSection = VllmSection()
     """Settings of the `vllm` kind."""
     openai: OpenAISection = OpenAISection()

@@ -17,6 +17,8 @@ from typing import Any
 import torch
 from PIL import Image
 
+from arpo.policy.limits import IMAGES_KEPT_BYTES
+
 
 @dataclass(frozen=True)
 class EncodedImage:
@@ -37,7 +39,7 @@ class ImageEncoder:
     that was used longest ago leaves first.
     """
 
-    def __init__(self, processor: Any, *, cache_bytes: int = 512 << 20) -> None:
+    def __init__(self, processor: Any, *, cache_bytes: int = IMAGES_KEPT_BYTES) -> None:
         self._processor = processor
         self._cache_bytes = cache_bytes
         self._cached: OrderedDict[str, EncodedImage] = OrderedDict()

@@ -17,9 +17,11 @@ from transformers import (
 )
 from transformers.initialization import no_init_weights
 
+from arpo.policy.allocator import map_large_blocks
 from arpo.policy.attention import PACKED_ATTENTION
 from arpo.policy.encoder import ChatEncoder
 from arpo.policy.images import ImageEncoder
+from arpo.policy.limits import IMAGES_KEPT_BYTES
 from arpo.policy.lora import Lora, fold, inject
 from arpo.policy.quiet import no_progress_bars
 from arpo.policy.threads import leave_a_core
@@ -80,6 +82,7 @@ def load_policy(
     lora: Lora | None = None,
     seed: int = 0,
     weights: bool = True,
+    image_cache_bytes: int = IMAGES_KEPT_BYTES,
 ) -> Policy:
     """Load a Qwen2-VL, Qwen2.5-VL or Qwen3-VL policy from a folder, or from the hub by name.
 
@@ -87,10 +90,13 @@ def load_policy(
     freeze_vision: the whole vision tower, its merger included, gets no gradients. lora: train adapters only;
     seed: of their first values. weights: without, the folder's weights are not read, nor need they be there; the
     parameters hold anything until someone fills them. device: `meta` keeps shapes alone, for which `weights` must be off.
-    On the CPU torch is left all cores but one (`arpo.policy.threads`).
+    image_cache_bytes: bound of the preprocessed pictures that are remembered.
+    On the CPU torch is left all cores but one (`arpo.policy.threads`). Large blocks of host memory are mapped
+    (`arpo.policy.allocator`).
     Raises ConfigError when there is no such model, it is no vision-language model, or the device is missing.
     """
     target = _device(device)
+    map_large_blocks()
     if target.type == "cpu":
         leave_a_core()
     try:
@@ -129,7 +135,7 @@ def load_policy(
         model=model.eval(),
         tokenizer=tokenizer,
         encoder=encoder,
-        images=ImageEncoder(processor),
+        images=ImageEncoder(processor, cache_bytes=image_cache_bytes),
         processor=processor,
         suppressed=suppressed.to(target),
         pad_token_id=pad_token_id,

@@ -50,6 +50,7 @@ class PolicySource:
             lora=lora if adapters and lora.rank > 0 else None,
             seed=config.run.seed,
             weights=weights,
+            image_cache_bytes=int(config.engine.image_cache_gib * 2**30),
         )
 
 
