@@ -92,18 +92,20 @@ class _Asking:
 
     def __init__(self, actor: Any, timeout_s: float) -> None:
         self._actor = actor
-        self._timeout_s = JOIN_S + timeout_s
+        self._timeout_s = timeout_s
 
     def __call__(self, method: str, *arguments: Any) -> None:
+        # what is behind a sender's call is the sender's to end; among it is meeting the workers
+        timeout_s = self._timeout_s + (JOIN_S if method == "control" else 0.0)
         try:
-            ray.get(getattr(self._actor, method).remote(*arguments), timeout=self._timeout_s)
+            ray.get(getattr(self._actor, method).remote(*arguments), timeout=timeout_s)
         except RayTaskError as error:
             raise error.cause from error
         except RayActorError as error:
             raise EngineUnusableError(first_line(error)) from error
         except GetTimeoutError as error:
             raise EngineUnusableError(
-                f"the engine has not answered `{method}` within {self._timeout_s:g} s"
+                f"the engine has not answered `{method}` within {timeout_s:g} s"
             ) from error
 
 
