@@ -61,7 +61,7 @@ class Outgoing:
         try:
             self._sender(number, actor, ask).send(weights)
         except Exception as error:
-            self._senders.pop(number)[1].close()
+            self._senders.pop(number, None)  # it has left its group by itself
             raise _judged(error) from error
         ask("resume", version)
 
