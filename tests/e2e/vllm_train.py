@@ -80,6 +80,7 @@ def test_a_vllm_actor_is_trained_with_and_replaced_when_it_or_its_core_dies(tmp_
     wait_for(lambda: not alive(family), 15)
 
     assert output.count("starting it again") == 2
+    assert "object store" not in output, "weights went straight to the workers, to the successors' too"
     assert lines(run / "faults.jsonl") == [], "no episode has seen it"
     assert [row["rollout/valid"] for row in rows()] == [3] * len(rows())
     # every step is on-policy, so after every push the engine samples what the learner would

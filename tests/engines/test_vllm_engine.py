@@ -27,6 +27,8 @@ VLLM_PYTHON = ROOT / ".cache" / "vllm-venv" / "bin" / "python"
     [
         "engines/vllm_conformance.py",
         pytest.param("engines/vllm_only.py", marks=pytest.mark.long),
+        pytest.param("engines/vllm_sender.py", marks=pytest.mark.long),
+        pytest.param("engines/vllm_on_ray.py", marks=pytest.mark.long),
         pytest.param("e2e/vllm_train.py", marks=pytest.mark.long),
     ],
 )

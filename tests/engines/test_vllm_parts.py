@@ -14,7 +14,7 @@ from arpo.rollout.engines import EngineError
 from arpo.rollout.engines.vllm.gate import Gate
 from arpo.rollout.engines.vllm.leader import LEADER
 from arpo.rollout.engines.vllm.prompts import PromptReader
-from arpo.rollout.engines.vllm.weights import Manifest, choose_method
+from arpo.rollout.engines.vllm.weights import Manifest, choose_method, shapes_of
 from policy_kit import MAX_PIXELS, MIN_PIXELS, fresh_policy, picture, tiny_folder
 
 
@@ -74,11 +74,11 @@ def test_another_prompt_than_ours_is_noticed(reader):
 def test_a_manifest_knows_what_a_policy_has_and_nothing_else(policy):
     manifest = Manifest(str(tiny_folder()))
     weights = dict(policy.model.named_parameters())
-    manifest.check(weights)
+    manifest.check(shapes_of(weights))
     name = next(iter(weights))
     for wrong in ({}, weights | {"extra": weights[name]}, weights | {name: weights[name][:1]}):
         with pytest.raises(EngineError, match="do not fit"):
-            manifest.check(wrong)
+            manifest.check(shapes_of(wrong))
 
 
 @pytest.mark.parametrize(

@@ -160,6 +160,8 @@ class VllmSection(Section):
     """Memory for preprocessed pictures."""
     weight_transfer: Literal["auto", "nccl", "ipc", "gloo", "reload"] = "auto"
     """`nccl`; `ipc` (same GPU); `gloo` (CPU); `reload`: through a file in memory; `auto`: the first that fits."""
+    push_timeout_s: Seconds = 300.0
+    """Longest time that one engine may take for new weights. With launcher.kind=ray it is replaced after that."""
 
 
 class OpenAISection(Section):

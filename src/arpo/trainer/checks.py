@@ -232,11 +232,6 @@ def _launcher(config: Config) -> Iterator[str]:
             "engine.vllm.colocate=true is for one machine, but with launcher.kind=ray engines have GPUs of their own; "
             "fix: engine.vllm.colocate=false or launcher.kind=local"
         )
-    if config.engine.kind == "vllm" and config.engine.vllm.weight_transfer in ("nccl", "ipc"):
-        yield (
-            f"engine.vllm.weight_transfer={config.engine.vllm.weight_transfer} needs the learner in the engine's process, "
-            "but with launcher.kind=ray weights come through Ray; fix: engine.vllm.weight_transfer=auto"
-        )
     wanted = config.learner_ranks + launcher.engines * config.engine_gpus
     if 0 < gpus < wanted and learner.ranks <= gpus:
         yield (

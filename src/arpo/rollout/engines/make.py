@@ -19,13 +19,9 @@ def make_engine(
     """
     section = config.engine
     if section.kind == "vllm":
-        vllm = section.vllm
-        if config.launcher.kind == "ray" and config.hardware.gpus and vllm.weight_transfer == "auto":
-            # Ray brings the weights into this process, which has no GPU but the workers'
-            vllm = vllm.model_copy(update={"weight_transfer": "reload"})
         return VllmEngine(
             folder,
-            vllm,
+            section.vllm,
             dtype=config.model.dtype,
             min_pixels=config.agent.min_pixels,
             max_pixels=config.agent.max_pixels,
@@ -35,6 +31,7 @@ def make_engine(
             weights=weights,
             policy_version=policy_version,
             seed=config.run.seed,
+            sender_elsewhere=config.launcher.kind == "ray",
         )
     if policy is None:
         raise ValueError("the hf engine is made of a policy")

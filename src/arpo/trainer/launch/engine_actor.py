@@ -8,8 +8,10 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from typing import Any
 
 from arpo.rollout.engines.base import Engine, Generation, Sampling
+from arpo.rollout.engines.vllm import VllmEngine
 from arpo.trainer.launch.base import Plan
 from arpo.trainer.launch.factory import start_engine
 from arpo.trainer.launch.packed import Packed, unpack
@@ -46,7 +48,24 @@ class EngineActor:
         """See `Engine.push`."""
         await self._ready.push(unpack(packed), version)
 
+    async def pause(self, shapes: Mapping[str, Sequence[int]]) -> None:
+        """See `VllmEngine.pause`; so are the two that follow. A learner rank calls them, to send weights itself."""
+        await self._vllm.pause(shapes)
+
+    async def control(self, call: str, arguments: Mapping[str, Any]) -> None:
+        """See `VllmEngine.control`."""
+        await self._vllm.control(call, arguments)
+
+    async def resume(self, version: int) -> None:
+        """See `VllmEngine.resume`."""
+        await self._vllm.resume(version)
+
     @property
     def _ready(self) -> Engine:
         assert self._engine is not None  # noqa: S101 - the driver asks after start
+        return self._engine
+
+    @property
+    def _vllm(self) -> VllmEngine:
+        assert isinstance(self._engine, VllmEngine)  # noqa: S101 - nobody sends to another kind
         return self._engine

@@ -1,7 +1,7 @@
 """Engine and learner as actors of a Ray cluster; this process, the driver, holds neither.
 
-Invariant: weights go from rank 0 to the engines through Ray's object store, and never through the driver's memory. Whatever
-ends the driver ends its actors: Ray ends those whose driver is gone.
+Invariant: weights go from rank 0 to the engines, straight or through Ray's object store, and never through the driver's
+memory. Whatever ends the driver ends its actors: Ray ends those whose driver is gone.
 """
 
 from __future__ import annotations
@@ -13,9 +13,11 @@ from typing import Self
 
 from arpo.config.model import Config
 from arpo.policy.load import Policy
-from arpo.rollout.engines.base import Engine
+from arpo.rollout.engines.base import Engine, EngineError
 from arpo.trainer.launch.base import Plan
 from arpo.trainer.launch.cluster import Cluster
+from arpo.trainer.launch.outgoing import sends
+from arpo.trainer.launch.publication import Direct, Stored
 from arpo.trainer.launch.ray_engines import RayEngine
 from arpo.trainer.launch.ray_ranks import RayLearner
 from arpo.trainer.progress import Reporter
@@ -30,6 +32,7 @@ class RayLauncher:
         self._cluster = Cluster(config, reporter)
         self._engine: RayEngine | None = None
         self._learner: RayLearner | None = None
+        self._direct: Direct | None = None
 
     async def __aenter__(self) -> Self:
         await self._cluster.__aenter__()
@@ -58,6 +61,9 @@ class RayLauncher:
         """The rank actors as one learner."""
         run = (self._config.run.dir / self._config.run.name).absolute()
         self._learner = await asyncio.to_thread(RayLearner, self._cluster, plan, run)
+        if sends(self._config):
+            timeout_s = self._config.engine.vllm.push_timeout_s
+            self._direct = Direct(self._learner, timeout_s, self._reporter.say)
         try:
             yield self._learner
         finally:
@@ -67,7 +73,17 @@ class RayLauncher:
         """There is room: no bundle is shared."""
 
     async def publish(self, version: int) -> None:
-        """Rank 0 puts the weights into the object store, and every engine takes them from there."""
+        """Rank 0 sends the weights to every engine, or puts them where every engine takes them from."""
         assert self._engine is not None  # noqa: S101 - nothing is published before there are both
         assert self._learner is not None  # noqa: S101
-        await self._engine.push_packed(await asyncio.to_thread(self._learner.weights), version)
+        if self._direct is None:
+            stored = Stored(await asyncio.to_thread(self._learner.weights), version)
+            await self._engine.publish(stored, version)
+            return
+        publication = await self._direct.hold(version)
+        try:
+            await self._engine.publish(publication, version)
+        except EngineError:
+            await publication.drop()
+            raise
+        await publication.keep()

@@ -1,6 +1,7 @@
 """What runs in the process of a learner rank that is a Ray actor.
 
-Invariant: one thread does what the driver asks, in the order in which it asks; only waiting for a save stands beside it.
+Invariant: one thread does what the driver asks, in the order in which it asks; only waiting for a save, and sending
+weights that are copied or do not change, stand beside it.
 """
 
 from __future__ import annotations
@@ -21,11 +22,15 @@ from arpo.learner.learner import Learner
 from arpo.learner.ranks import join
 from arpo.protocol.problems import ConfigError
 from arpo.trainer.launch.base import Plan
+from arpo.trainer.launch.outgoing import Outgoing
 from arpo.trainer.launch.packed import Packed, pack
 from arpo.trainer.ranks import make_learner
 
 WATCH = "watch"
 """The concurrency group of what may take as long as a save."""
+
+SEND = "send"
+"""The concurrency group of what may take as long as an engine that does not answer."""
 
 
 class RankActor:
@@ -37,6 +42,7 @@ class RankActor:
         self._store: TCPStore | None = None
         self._learner: Learner | None = None
         self._saved: Future[None] | None = None
+        self._outgoing: Outgoing | None = None
 
     def find(self, marker: Path, reply: Path) -> None:
         """Answer a file that the driver has written. Raises ConfigError when it cannot be seen, or not be answered."""
@@ -61,6 +67,8 @@ class RankActor:
         place = torch.device("cuda", 0) if on_gpu else torch.device("cpu")  # a rank sees its own GPU alone
         ranks = join(place, rank=rank, size=size, store=store)
         self._learner = make_learner(plan.config, plan.source.load(plan.config, adapters=True), ranks)
+        if ranks.lead:
+            self._outgoing = Outgoing(plan.config)
 
     def call(self, method: str, *arguments: Any) -> Any:
         """A method of `Learner`."""
@@ -70,6 +78,30 @@ class RankActor:
     def weights(self) -> tuple[Packed, None]:
         """The gathered weights, for whoever samples, and that they are there, for the driver."""
         return pack(self._ready.weights()), None
+
+    def hold(self, serial: int) -> None:
+        """Gather the weights on rank 0, as the publication of that number."""
+        weights = self._ready.weights()
+        if self._outgoing is not None:
+            self._outgoing.hold(serial, weights)
+
+    def keep(self, serial: int) -> None:
+        """See `Outgoing.keep`; of rank 0 alone, as the three that follow."""
+        self._lead.keep(serial)
+
+    def drop(self, serial: int) -> None:
+        """See `Outgoing.drop`."""
+        self._lead.drop(serial)
+
+    @ray.method(concurrency_group=SEND)
+    def send(self, number: int, actor: Any, serial: int, version: int) -> None:
+        """See `Outgoing.send`."""
+        self._lead.send(number, actor, serial, version)
+
+    @ray.method(concurrency_group=SEND)
+    def packed(self, serial: int) -> Packed:
+        """See `Outgoing.packed`."""
+        return self._lead.packed(serial)
 
     def begin_save(self, folder: Path) -> None:
         """Copy the state; it is written while other calls go on."""
@@ -85,3 +117,8 @@ class RankActor:
     def _ready(self) -> Learner:
         assert self._learner is not None  # noqa: S101 - the driver asks after join
         return self._learner
+
+    @property
+    def _lead(self) -> Outgoing:
+        assert self._outgoing is not None  # noqa: S101 - the driver asks rank 0, after join
+        return self._outgoing

@@ -22,6 +22,7 @@ from arpo.trainer.launch.cluster import Cluster, first_line
 from arpo.trainer.launch.engine_actor import EngineActor
 from arpo.trainer.launch.packed import pack
 from arpo.trainer.launch.pictures import Lacking
+from arpo.trainer.launch.publication import Publication, Stored, answer
 
 if TYPE_CHECKING:
     import torch
@@ -60,7 +61,7 @@ class RayEngine:
         self._plan = plan
         self._say = say
         self._version = plan.policy_version
-        self._weights: ray.ObjectRef[Any] | None = None
+        self._newest: Publication | None = None
         self._places = [_Place(number) for number in range(plan.config.launcher.engines)]
         self._actor = ray.remote(EngineActor)
         self._closed = False
@@ -102,17 +103,17 @@ class RayEngine:
 
     async def push(self, weights: Mapping[str, torch.Tensor], version: int) -> None:
         """See `Engine.push`: weights that are in this process."""
-        await self.push_packed(ray.put(pack(weights)), version)
+        await self.publish(Stored(ray.put(pack(weights)), version), version)
 
-    async def push_packed(self, packed: ray.ObjectRef[Any], version: int) -> None:
-        """As `push`: weights (`Packed`) that are somewhere in the cluster, and go to the actors from there."""
-        before = self._weights, self._version
-        self._weights, self._version = packed, version
+    async def publish(self, publication: Publication, version: int) -> None:
+        """As `push`: weights that are somewhere in the cluster, and go to the actors from there."""
+        before = self._newest, self._version
+        self._newest, self._version = publication, version
         try:
             # an actor that is being replaced takes the newest weights before it is asked anything
             await asyncio.gather(*(self._push(place) for place in self._places))
         except EngineError:
-            self._weights, self._version = before
+            self._newest, self._version = before
             raise
         reasons = [place.broken for place in self._places if place.broken is not None]
         if len(reasons) == len(self._places):
@@ -139,11 +140,11 @@ class RayEngine:
         sent = {name: data for name, data in pictures.items() if name not in place.sent}
         while True:
             place.sent.update(sent)
-            answer = await _answer(place.actor.generate.remote(list(prompt_ids), list(names), sent, sampling))
-            if not isinstance(answer, Lacking):
-                generation: Generation = answer
+            reply = await answer(place.actor.generate.remote(list(prompt_ids), list(names), sent, sampling))
+            if not isinstance(reply, Lacking):
+                generation: Generation = reply
                 return generation
-            sent |= {name: pictures[name] for name in answer.names}
+            sent |= {name: pictures[name] for name in reply.names}
 
     async def _choose(self, names: Sequence[str]) -> _Place:
         """The actor with the least to do; of those the one that has most of the pictures. Waits while there is none."""
@@ -164,17 +165,17 @@ class RayEngine:
         place.sent = set()
         place.actor = self._cluster.actor(bundle, self._actor, str(Path.cwd()))
         await place.actor.start.remote(self._plan)
-        pushed = None
-        while pushed is not self._weights:
-            pushed = self._weights
-            await place.actor.push.remote(pushed, self._version)
+        given = None
+        while given is not (newest := self._newest) and newest is not None:
+            await newest.give(place.number, place.actor)
+            given = newest
         place.ready.set()
 
     async def _push(self, place: _Place) -> None:
         actor = place.actor
-        if place.ready.is_set():
+        if place.ready.is_set() and self._newest is not None:
             try:
-                await _answer(actor.push.remote(self._weights, self._version))
+                await self._newest.give(place.number, actor)
             except (RayActorError, EngineUnusableError) as error:
                 self._replace(place, actor, error)
         if not place.ready.is_set() and place.coming is not None:
@@ -202,26 +203,14 @@ class RayEngine:
                     place.broken = error.cause
                     return
                 ended = error
-            except RayError as error:
+            except (RayError, EngineUnusableError) as error:
                 ended = error
+            except (EngineError, ArpoError) as error:
+                place.broken = error
+                return
             else:
                 return
         place.broken = EngineError(
             f"engine {place.number} ended {place.failures + 1} times in a row: {first_line(ended)}"
         )
         self._say(str(place.broken))
-
-
-async def _answer(reference: Any) -> Any:
-    """What an actor answers; raises what it raised. Cancelled, the actor is told so."""
-    try:
-        return await reference
-    except asyncio.CancelledError:
-        ray.cancel(reference)
-        raise
-    except RayActorError:
-        raise
-    except RayTaskError as error:
-        raise error.cause from error
-    except RayError as error:
-        raise EngineError(first_line(error)) from error

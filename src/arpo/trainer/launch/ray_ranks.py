@@ -21,7 +21,7 @@ from arpo.files import write_atomic
 from arpo.protocol.problems import ConfigError
 from arpo.trainer.launch.base import LearnerLost, Plan
 from arpo.trainer.launch.cluster import Cluster, first_line
-from arpo.trainer.launch.rank_actor import WATCH, RankActor
+from arpo.trainer.launch.rank_actor import SEND, WATCH, RankActor
 from arpo.trajectory import GroupMember, Trajectory
 from arpo.trajectory.store import ImageSource
 
@@ -39,7 +39,7 @@ class RayLearner:
     def __init__(self, cluster: Cluster, plan: Plan, run: Path) -> None:
         size = plan.config.learner_ranks
         remote: Any = ray.remote  # its overloads know no concurrency groups
-        actor = remote(concurrency_groups={WATCH: 1})(RankActor)
+        actor = remote(concurrency_groups={WATCH: 1, SEND: 1})(RankActor)
         self._lost: str | None = None
         self._actors = [cluster.actor(rank, actor, str(Path.cwd())) for rank in range(size)]
         try:
@@ -100,6 +100,32 @@ class RayLearner:
         pairs = [actor.weights.remote() for actor in self._actors]
         self._gather([there for _, there in pairs])
         packed: ray.ObjectRef[Any] = pairs[0][0]
+        return packed
+
+    def hold(self, serial: int) -> None:
+        """Gather the weights on rank 0, as the publication of that number."""
+        self._gather([actor.hold.remote(serial) for actor in self._actors])
+
+    def keep(self, serial: int) -> None:
+        """See `Outgoing.keep`, on rank 0."""
+        self._gather([self._actors[0].keep.remote(serial)])
+
+    def drop(self, serial: int) -> None:
+        """See `Outgoing.drop`, on rank 0."""
+        self._gather([self._actors[0].drop.remote(serial)])
+
+    async def send(self, number: int, actor: Any, serial: int, version: int) -> None:
+        """See `Outgoing.send`, on rank 0. For any thread's event loop, at any time."""
+        try:
+            await self._actors[0].send.remote(number, actor, serial, version)
+        except RayTaskError as error:
+            raise error.cause from error
+        except RayError as error:
+            raise self._lose(0, "ended", error) from error
+
+    def packed(self, serial: int) -> ray.ObjectRef[Any]:
+        """Where a publication is as `Packed`, once rank 0 has put it there."""
+        packed: ray.ObjectRef[Any] = self._actors[0].packed.remote(serial)
         return packed
 
     def close(self) -> None:

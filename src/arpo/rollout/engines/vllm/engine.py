@@ -31,13 +31,13 @@ from arpo.rollout.engines.vllm.gate import Gate
 from arpo.rollout.engines.vllm.leader import LEADER
 from arpo.rollout.engines.vllm.prompts import Prompt, PromptReader
 from arpo.rollout.engines.vllm.reply import Reply
-from arpo.rollout.engines.vllm.weights import CONTROLS, Manifest, WeightSender, choose_method
+from arpo.rollout.engines.vllm.weights import CONTROLS, Manifest, WeightSender, choose_method, shapes_of
 
 if TYPE_CHECKING:
     from vllm.v1.engine.async_llm import AsyncLLM
 
 _T = TypeVar("_T")
-_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 _NO_WEIGHTS = "the engine has no weights; push some first"
 _DEAD = "vLLM's processes have ended: one died, or was killed (for the memory that it took?); see what they printed"
 _LOOK_S = 0.5
@@ -49,6 +49,8 @@ class VllmEngine:
     folder: a Hugging Face model folder, or a hub name. weights: without, the folder's weights are not read, nor need
     they be there; requests are refused until the first push. max_batch: replies sampled together. max_images: in
     one prompt. row_tokens: tokens of the longest prompt and reply, where `section.max_model_len` does not say.
+    sender_elsewhere: weights are sent from another process by `section.weight_transfer`, between `pause` and `resume`;
+    `push` then goes by reload, as this process has no GPU but the workers'.
 
     A seed is not honoured: draws come from vLLM's own stream and depend on what else is in the batch. A cancelled
     request is aborted. Raises ConfigError when vLLM is not installed, EngineError when it does not start. Every call
@@ -69,6 +71,7 @@ class VllmEngine:
         weights: bool = True,
         policy_version: int = 0,
         seed: int = 0,
+        sender_elsewhere: bool = False,
     ) -> None:
         if importlib.util.find_spec("vllm") is None:
             raise ConfigError(
@@ -132,10 +135,13 @@ class VllmEngine:
             self._stop()
             raise _failure("vLLM did not start", error) from error
         self._sender = WeightSender(
-            method,
-            lambda call, arguments: self._submit(partial(self._control, call, arguments)).result(),
+            "reload" if sender_elsewhere else method,
+            lambda call, arguments: self._submit(
+                partial(self._call, partial(self._control, call, arguments))
+            ).result(),
             workers=section.tensor_parallel,
-            dtype=_DTYPES[dtype],
+            dtype=DTYPES[dtype],
+            timeout_s=section.push_timeout_s,
         )
 
     @property
@@ -155,12 +161,16 @@ class VllmEngine:
         weights: all parameters by name. Raises EngineError: with the old weights kept when names or shapes differ;
         when the transfer fails, nothing is sampled before a push succeeds.
         """
-        self._manifest.check(weights)
+        self._manifest.check(shapes_of(weights))
         # shielded: weights that are half sent when the caller goes away must still become whole
         await asyncio.shield(asyncio.ensure_future(self._there(partial(self._push, weights, version))))
 
-    async def pause(self) -> None:
-        """Stop sampling, for a sender in another process. What was being sampled waits for `resume`."""
+    async def pause(self, shapes: Mapping[str, Sequence[int]]) -> None:
+        """Stop sampling, for a sender in another process. What was being sampled waits for `resume`, or a `push`.
+
+        shapes: of what it will send. Raises EngineError, with nothing changed, when they do not fit.
+        """
+        self._manifest.check(shapes)
         await self._there(self._pause)
 
     async def control(self, call: str, arguments: Mapping[str, Any]) -> None:

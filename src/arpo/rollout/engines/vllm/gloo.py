@@ -28,7 +28,6 @@ from vllm.distributed.weight_transfer.nccl_engine import (
 from arpo.rollout.engines.vllm.cpu import repack_tied_head
 
 BACKEND = "gloo"
-_TIMEOUT = timedelta(minutes=5)
 
 
 @dataclass
@@ -38,6 +37,8 @@ class GlooInitInfo(WeightTransferInitInfo):  # type: ignore[misc]
     master_address: str
     master_port: int
     world_size: int
+    timeout_s: float
+    """Of meeting, and of each parameter."""
 
 
 @dataclass
@@ -49,6 +50,7 @@ class GlooTrainerInitInfo(TrainerInitInfo):  # type: ignore[misc]
     master_address: str
     master_port: int
     world_size: int
+    timeout_s: float
 
 
 class GlooWeightTransferEngine(NCCLWeightTransferEngine):  # type: ignore[misc]
@@ -59,6 +61,7 @@ class GlooWeightTransferEngine(NCCLWeightTransferEngine):  # type: ignore[misc]
 
     def init_transfer_engine(self, init_info: GlooInitInfo) -> None:
         """Join the sender's group."""
+        self.shutdown()
         self.model_update_group = _join(init_info, 1 + self.parallel_config.rank)
 
     def receive_weights(self, update_info: NCCLWeightTransferUpdateInfo) -> None:
@@ -71,7 +74,8 @@ class GlooWeightTransferEngine(NCCLWeightTransferEngine):  # type: ignore[misc]
         repack_tied_head(self.model)
 
     def shutdown(self) -> None:
-        """Leave the group."""
+        """Leave the group; what still waits in it fails."""
+        _leave(self.model_update_group)
         self.model_update_group = None
 
     def _received(self, update_info: NCCLWeightTransferUpdateInfo) -> Iterator[tuple[str, torch.Tensor]]:
@@ -94,7 +98,9 @@ class GlooTrainerWeightTransferEngine(NCCLTrainerWeightTransferEngine):  # type:
     ) -> GlooTrainerWeightTransferEngine:
         """Meet the workers, who wait inside their own call."""
         engine = cls(client=client, source=source)
-        described = GlooInitInfo(init_info.master_address, init_info.master_port, init_info.world_size)
+        described = GlooInitInfo(
+            init_info.master_address, init_info.master_port, init_info.world_size, init_info.timeout_s
+        )
         with ThreadPoolExecutor(1) as thread:
             joined = thread.submit(client.init_weight_transfer_engine, asdict(described))
             engine.model_update_group = _join(described, 0)
@@ -102,7 +108,8 @@ class GlooTrainerWeightTransferEngine(NCCLTrainerWeightTransferEngine):  # type:
         return engine
 
     def shutdown(self) -> None:
-        """Leave the group."""
+        """Leave the group; what still waits in it fails."""
+        _leave(self.model_update_group)
         self.model_update_group = None
 
     def _broadcast(self, source: Any, meta: list[Any]) -> None:
@@ -112,9 +119,19 @@ class GlooTrainerWeightTransferEngine(NCCLTrainerWeightTransferEngine):  # type:
 
 def _join(info: GlooInitInfo, rank: int) -> ProcessGroup:
     group: ProcessGroup = stateless_init_torch_distributed_process_group(
-        info.master_address, info.master_port, rank, info.world_size, "gloo", timeout=_TIMEOUT
+        info.master_address,
+        info.master_port,
+        rank,
+        info.world_size,
+        BACKEND,
+        timeout=timedelta(seconds=info.timeout_s),
     )
     return group
+
+
+def _leave(group: ProcessGroup | None) -> None:
+    if group is not None:
+        group.abort()
 
 
 def _broadcast(group: Any, tensor: torch.Tensor) -> None:
