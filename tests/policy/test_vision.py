@@ -73,3 +73,11 @@ def test_a_trained_tower_without_a_picture_sees_a_blank_one(pictures):
     found = VisionTower(fresh_policy(freeze_vision=False)).features([], pictures.__getitem__)
     assert found[""].embedding.requires_grad
     assert VisionTower(fresh_policy()).features([], pictures.__getitem__) == {}
+
+
+@pytest.mark.parametrize("architecture", ["qwen2_5_vl", "qwen3_vl"])
+def test_a_remembered_picture_keeps_no_other_ones_memory(architecture, pictures):
+    found = VisionTower(fresh_policy(architecture)).features(list(pictures), pictures.__getitem__)
+    for features in found.values():
+        tensors = (features.embedding, *features.deepstack)
+        assert sum(tensor.untyped_storage().nbytes() for tensor in tensors) == features.nbytes

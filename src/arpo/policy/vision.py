@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -37,6 +37,12 @@ class ImageFeatures:
     def nbytes(self) -> int:
         """Memory of all its tensors."""
         return sum(tensor.nbytes for tensor in (self.embedding, *self.deepstack))
+
+    def copy(self) -> ImageFeatures:
+        """The same in memory of its own: a view of a batch keeps the whole batch."""
+        return replace(
+            self, embedding=self.embedding.clone(), deepstack=tuple(level.clone() for level in self.deepstack)
+        )
 
 
 class VisionTower:
@@ -82,8 +88,8 @@ class VisionTower:
         for part in self._batches([name for name in wanted if name not in found], images):
             with torch.no_grad():
                 for (name, _), features in zip(part, self._encode([image for _, image in part]), strict=True):
-                    found[name] = features
-                    self._remember(name, features)
+                    found[name] = features.copy()
+                    self._remember(name, found[name])
         return found
 
     def _batches(

@@ -65,12 +65,12 @@ def eta_s(
 ) -> float | None:
     """Seconds that the steps still to be made will take, evaluations apart; None before two are done.
 
-    rows: of `metrics.jsonl`. steps: in the whole run. in_hand_s: how long ago the step in hand began.
+    rows: the latest of `metrics.jsonl`. steps: in the whole run. in_hand_s: how long ago the step in hand began.
     """
     if len(rows) < 2:
         return None
     a_step = median(row["seconds/step"] for row in rows[-timed:])
-    left = max(0, steps - len(rows))
+    left = max(0, steps - round(rows[-1]["step"]))
     return max(0.0, left * a_step - min(in_hand_s, a_step))
 
 
