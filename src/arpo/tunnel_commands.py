@@ -196,22 +196,25 @@ def _say(line: str) -> None:
 
 async def _until_stopped(keeper: Keeper) -> int:
     loop = asyncio.get_running_loop()
-    asked: asyncio.Future[signal.Signals] = loop.create_future()
+    ended = asyncio.Event()
+    asked: signal.Signals | None = None
 
     def ask(number: signal.Signals) -> None:
-        if not asked.done():
-            asked.set_result(number)
+        nonlocal asked
+        asked = asked or number
+        ended.set()
 
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         loop.add_signal_handler(number, ask, number)
     keeping = asyncio.create_task(keeper.run())
-    await asyncio.wait({asked, keeping}, return_when=asyncio.FIRST_COMPLETED)
-    if keeping.done():
+    keeping.add_done_callback(lambda _: ended.set())
+    await ended.wait()
+    if asked is None:
         await keeping
         raise RuntimeError("the tunnel's keeper ended by itself")
     keeping.cancel()
     await asyncio.wait({keeping})
-    if asked.result() is signal.SIGINT:
+    if asked is signal.SIGINT:
         return EXIT_INTERRUPTED  # `run_app` says so
     _say("stopped")
     return 0

@@ -12,6 +12,7 @@ DEFAULT_USER = "arpo"
 DEFAULT_PORT = 2222
 _HOST = re.compile(r"[A-Za-z0-9._:-]+|\*")
 _USER = re.compile(r"[A-Za-z0-9._][A-Za-z0-9._-]*")
+_WORD = re.compile(r"(?:\[[^\[\]]*\]|[^:\[\]]+)")
 _EXAMPLE = f"ssh://{DEFAULT_USER}@tunnel.example.com:{DEFAULT_PORT}"
 
 
@@ -92,16 +93,13 @@ def parse_forward(text: str, option: str) -> Forward:
         raise ConfigError(
             f"{option} {text!r} is not [[LOCAL HOST:]LOCAL PORT:]HOST:PORT; fix: e.g. {option} 127.0.0.1:4318:jaeger:4318"
         )
-    return Forward(_endpoint(*words[:2], option, text), _endpoint(*words[2:], option, text))
+    host, port, far_host, far_port = words
+    return Forward(_endpoint(host, port, option, text), _endpoint(far_host, far_port, option, text))
 
 
 def _words(text: str) -> list[str]:
-    """Split at colons outside of brackets."""
-    return (
-        re.findall(r"\[[^\]]*\]|[^:]+", text)
-        if re.fullmatch(r"(\[[^\]]*\]|[^:\[\]]+)(:(\[[^\]]*\]|[^:\[\]]+))*", text)
-        else []
-    )
+    """Split at the colons outside of brackets; nothing if that is impossible."""
+    return _WORD.findall(text) if re.fullmatch(rf"{_WORD.pattern}(?::{_WORD.pattern})*", text) else []
 
 
 def _endpoint(host: str, port: str, option: str, text: str) -> Endpoint:

@@ -20,7 +20,9 @@ _KEPT_LINES = 400
 
 
 class Connection:
-    """A running ssh. up: set once the cluster has given the port. refused: called when it does not open what `-L` asks for."""
+    """A running ssh. up: set once the cluster has given the port. refused: called when it does not open what `-L` asks
+    for.
+    """
 
     def __init__(
         self, process: asyncio.subprocess.Process, settings: TunnelSettings, refused: Callable[[], None]

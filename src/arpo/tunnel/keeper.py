@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from arpo.client.limits import Backoff
@@ -33,7 +33,7 @@ class Pace:
     look_s: float = 30.0
     first_look_s: float = 2.0
     stable_s: float = 30.0
-    backoff: Backoff = Backoff(first_s=1.0, longest_s=30.0)
+    backoff: Backoff = field(default_factory=lambda: Backoff(first_s=1.0, longest_s=30.0))
 
 
 class Keeper:
