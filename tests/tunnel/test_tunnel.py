@@ -54,7 +54,9 @@ def test_it_carries_both_ways_says_when_it_is_ready_and_ends_with_its_ssh(tmp_pa
         collector() as (otlp, got),
         pod(tmp_path / "pod", f"127.0.0.1:{otlp}") as far,
         server_process(tmp_path) as env,
-        tunnel(tmp_path, *options(far, env_url=env.url), "--otlp", f"127.0.0.1:{local}:127.0.0.1:{otlp}") as up,
+        tunnel(
+            tmp_path, *options(far, env_url=env.url), "--otlp", f"127.0.0.1:{local}:127.0.0.1:{otlp}"
+        ) as up,
     ):
         up.wait_for("ready: the env-server")
         there = f"http://127.0.0.1:{far.env_port}"
@@ -82,7 +84,10 @@ def test_ctrl_c_is_130(far: Pod, tmp_path: Path) -> None:
 
 def test_a_lost_connection_is_made_again(far: Pod, tmp_path: Path) -> None:
     wire = Wire(far.port)
-    with server_process(tmp_path) as env, tunnel(tmp_path, *options(far, port=wire.port, env_url=env.url)) as up:
+    with (
+        server_process(tmp_path) as env,
+        tunnel(tmp_path, *options(far, port=wire.port, env_url=env.url)) as up,
+    ):
         up.wait_for("ready: ")
         wire.cut()
         up.wait_for("lost after")
@@ -132,7 +137,9 @@ def test_another_host_key_than_before_ends_it(far: Pod, tmp_path: Path) -> None:
     kept.write_text(f"[127.0.0.1]:{far.port} {other}")
     with tunnel(tmp_path, *options(far)) as up:
         assert up.ended() == 1
-        assert f"fix: if it was replaced on purpose: ssh-keygen -R '[127.0.0.1]:{far.port}' -f {kept}" in up.said
+        assert (
+            f"fix: if it was replaced on purpose: ssh-keygen -R '[127.0.0.1]:{far.port}' -f {kept}" in up.said
+        )
 
 
 def test_a_pinned_host_key_is_the_only_one(far: Pod, tmp_path: Path) -> None:
@@ -189,8 +196,8 @@ def test_what_may_mend_itself_is_tried_again(far: Pod, tmp_path: Path, to: str, 
 def test_the_pod_gives_forwarding_and_nothing_else(far: Pod, tmp_path: Path) -> None:
     def ssh(*arguments: str, user: str = "arpo") -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            ["ssh", "-F", "none", "-i", str(far.key), "-p", str(far.port), "-o", "BatchMode=yes", "-o", "IdentitiesOnly=yes",
-             "-o", "StrictHostKeyChecking=accept-new", "-o", f"UserKnownHostsFile={tmp_path / 'known'}",
+            ["ssh", "-F", "none", "-i", str(far.key), "-p", str(far.port), "-o", "BatchMode=yes",
+             "-o", "IdentitiesOnly=yes", "-o", "StrictHostKeyChecking=accept-new", "-o", f"UserKnownHostsFile={tmp_path / 'known'}",
              "-o", "ExitOnForwardFailure=yes", *arguments[:-1], f"{user}@127.0.0.1", *arguments[-1:]],
             capture_output=True, text=True, timeout=20, check=False, stdin=subprocess.DEVNULL,
         )  # fmt: skip
@@ -208,7 +215,10 @@ def test_the_pod_gives_forwarding_and_nothing_else(far: Pod, tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("broken", "words"),
     [
-        ("keys/ssh_host_ed25519_key", "no host key at /etc/arpo-tunnel/keys/ssh_host_ed25519_key; fix: mount"),
+        (
+            "keys/ssh_host_ed25519_key",
+            "no host key at /etc/arpo-tunnel/keys/ssh_host_ed25519_key; fix: mount",
+        ),
         ("authorized/authorized_keys", "no /etc/arpo-tunnel/authorized/authorized_keys; fix: mount"),
     ],
 )

@@ -41,7 +41,9 @@ def missing() -> str:
         if shutil.which(program) is None:
             return f"{program} is not installed"
     tried = subprocess.run(
-        ["bwrap", "--unshare-user", "--uid", "10001", "--ro-bind", "/", "/", "true"], capture_output=True, check=False
+        ["bwrap", "--unshare-user", "--uid", "10001", "--ro-bind", "/", "/", "true"],
+        capture_output=True,
+        check=False,
     )
     return f"bwrap makes no user namespace here: {tried.stderr.decode().strip()}" if tried.returncode else ""
 
@@ -84,7 +86,9 @@ class Pod:
         (mounts / "authorized" / "authorized_keys").write_text(self.key.with_suffix(".pub").read_text())
         config = (IMAGE / "sshd_config").read_text()
         config = config.replace("Port 2222\n", f"Port {self.port}\nListenAddress 127.0.0.1\n")
-        (mounts / "sshd_config").write_text(config.replace("PermitListen 15001", f"PermitListen {self.env_port}"))
+        (mounts / "sshd_config").write_text(
+            config.replace("PermitListen 15001", f"PermitListen {self.env_port}")
+        )
         for name, line in (
             ("passwd", "arpo:x:10001:10001::/nonexistent:/usr/sbin/nologin"),
             ("group", "arpo:x:10001:"),
@@ -106,8 +110,8 @@ class Pod:
             "LD_LIBRARY_PATH": LINUX_LIBRARIES,
         }
         return [
-            "bwrap", "--die-with-parent", "--unshare-user", "--unshare-pid", "--uid", "10001", "--gid", "10001", "--ro-bind", "/", "/",
-            "--dev", "/dev", "--proc", "/proc", "--ro-bind", str(self.folder / "etc"), "/etc",
+            "bwrap", "--die-with-parent", "--unshare-user", "--unshare-pid", "--uid", "10001", "--gid", "10001",
+            "--ro-bind", "/", "/", "--dev", "/dev", "--proc", "/proc", "--ro-bind", str(self.folder / "etc"), "/etc",
             "--bind", str(self.folder / "run"), "/run",
             *(word for name, value in env.items() for word in ("--setenv", name, value)),
             str(IMAGE / "arpo-tunnel-sshd"),
@@ -129,7 +133,8 @@ class Pod:
             self.process = None
 
     def _answers(self) -> bool:
-        assert self.process is not None and self.process.poll() is None, self.log
+        assert self.process is not None
+        assert self.process.poll() is None, self.log
         with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", self.port), 1) as tried:
             return tried.recv(4) == b"SSH-"
         return False

@@ -23,7 +23,8 @@ class Group:
     """The trajectories of one task that share an advantage baseline; a thing of its own, equal to itself alone.
 
     number: in the order in which groups were opened, which is that of the tasks. places: valid trajectories by place.
-    retries: episodes that were run again because their environment failed. lost: places that stay empty, because the
+    retries: episodes that were run again because their environment failed; outages: because nobody could reach it.
+    lost: places that stay empty, because the
     retries of the group are used up or because it was closed early.
     """
 
@@ -33,6 +34,7 @@ class Group:
     size: int
     places: dict[int, Trajectory] = field(default_factory=dict)
     retries: int = 0
+    outages: int = 0
     lost: int = 0
 
     @property

@@ -30,6 +30,9 @@ from arpo.trajectory import Trajectory
 _DURATIONS = 64
 """The latest episodes whose durations, without what they waited for the engine, say what an overdue one is."""
 _ENOUGH_DURATIONS = 8
+_MOST_OUTAGES = 20
+"""Episodes of a group, for each of its places, that an outage of the env-server costs no retry; a task that takes its
+server down is not run for ever."""
 
 
 @dataclass(frozen=True)
@@ -110,6 +113,7 @@ class Scheduler:
         self._leaving: set[str] = set()
         self._to_withdraw: list[str] = []
         self._durations: deque[float] = deque(maxlen=_DURATIONS)
+        self._away_since: float | None = None
         self._queued = deque(pending)
         while self._queued and self._open_next():
             pass
@@ -190,9 +194,22 @@ class Scheduler:
             running.started += now - running.asked
             running.asked = None
 
-    def ended(self, trajectory: Trajectory) -> Group | None:
+    def away(self, now: float) -> None:
+        """The env-server does not answer from now on: nothing is overdue until `back`."""
+        if self._away_since is None:
+            self._away_since = now
+
+    def back(self, now: float) -> None:
+        """It answers again; no episode has used the time in between."""
+        since, self._away_since = self._away_since, None
+        if since is not None:
+            for running in self._running.values():
+                running.started += max(0.0, now - max(since, running.started))
+
+    def ended(self, trajectory: Trajectory, *, outage: bool = False) -> Group | None:
         """Take an episode's trajectory; returns its group if that closed it.
 
+        outage: it is invalid because the env-server could not be reached, which is not held against its group.
         Raises KeyError for an episode that is not running.
         """
         running = self._running.pop(trajectory.episode_id)
@@ -204,7 +221,7 @@ class Scheduler:
             self._fill(group, place, trajectory)
             self._durations.append(trajectory.duration_s - trajectory.timings.get("generate", 0.0))
         else:
-            self._again(group, place)
+            self._again(group, place, outage=outage)
         if not group.closed:
             return None
         self._closed(group)
@@ -301,15 +318,18 @@ class Scheduler:
         if trajectory.turns:
             self._sampled[group.id][place] = trajectory.policy_version
 
-    def _again(self, group: Group, place: int) -> None:
-        """Run a place again, if the group has retries left."""
+    def _again(self, group: Group, place: int, *, outage: bool = False) -> None:
+        """Run a place again, if the group has retries left or needs none."""
         self._sampled[group.id].pop(place, None)
-        if group.retries < self._rules.max_retries * group.size:
+        if outage and group.outages < _MOST_OUTAGES * group.size:
+            group.outages += 1
+        elif group.retries < self._rules.max_retries * group.size:
             group.retries += 1
-            self._attempts[group.id, place] += 1
-            self._waiting.appendleft((group, place))
         else:
             group.lost += 1
+            return
+        self._attempts[group.id, place] += 1
+        self._waiting.appendleft((group, place))
 
     def _closed(self, group: Group) -> None:
         """A group that teaches nothing makes room for another one, `refill` times a step."""
@@ -399,9 +419,9 @@ class Scheduler:
     # --- overdue episodes ---
 
     def _overdue_s(self) -> float | None:
-        """From which age on an episode is overdue; None as long as nobody can tell."""
+        """From which age on an episode is overdue; None as long as nobody can tell, or the env-server is away."""
         factor = self._rules.overdue_factor
-        if factor is None or len(self._durations) < _ENOUGH_DURATIONS:
+        if factor is None or self._away_since is not None or len(self._durations) < _ENOUGH_DURATIONS:
             return None
         return max(factor * median(self._durations), self._rules.overdue_min_s)
 
