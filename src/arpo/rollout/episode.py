@@ -38,9 +38,8 @@ class EpisodeRules:
     """What all episodes of a run share.
 
     max_steps: assistant turns. max_format_errors: turns that are no action before the episode ends. timeout_s: after which
-    an episode that is not over is a fault of its environment, but for the
-    time in which the env-server was away; None: never. keep_row: record the
-    tokens too, to be trained on.
+    an episode that is not over is a fault of its environment, the time in which the env-server was away left out; None:
+    never. keep_row: record the tokens too, to be trained on.
     """
 
     max_steps: int

@@ -24,8 +24,7 @@ class Group:
 
     number: in the order in which groups were opened, which is that of the tasks. places: valid trajectories by place.
     retries: episodes that were run again because their environment failed; outages: because nobody could reach it.
-    lost: places that stay empty, because the
-    retries of the group are used up or because it was closed early.
+    lost: places that stay empty, because the retries of the group are used up or because it was closed early.
     """
 
     id: str
