@@ -198,7 +198,8 @@ def test_the_pod_gives_forwarding_and_nothing_else(far: Pod, tmp_path: Path) -> 
         return subprocess.run(
             ["ssh", "-F", "none", "-i", str(far.key), "-p", str(far.port), "-o", "BatchMode=yes",
              "-o", "IdentitiesOnly=yes", "-o", "StrictHostKeyChecking=accept-new",
-             "-o", f"UserKnownHostsFile={tmp_path / 'known'}", "-o", "ExitOnForwardFailure=yes", *arguments[:-1], f"{user}@127.0.0.1", *arguments[-1:]],
+             "-o", f"UserKnownHostsFile={tmp_path / 'known'}", "-o", "ExitOnForwardFailure=yes",
+             *arguments[:-1], f"{user}@127.0.0.1", *arguments[-1:]],
             capture_output=True, text=True, timeout=20, check=False, stdin=subprocess.DEVNULL,
         )  # fmt: skip
 

@@ -13,8 +13,7 @@ at a time (`BreakerRules`).
 
 from arpo.client.breaker import BreakerRules
 from arpo.client.client import EnvClient
-from arpo.client.contact import Contact
 from arpo.client.limits import Backoff, ClientTimeouts
 from arpo.client.session import Session
 
-__all__ = ["Backoff", "BreakerRules", "ClientTimeouts", "Contact", "EnvClient", "Session"]
+__all__ = ["Backoff", "BreakerRules", "ClientTimeouts", "EnvClient", "Session"]

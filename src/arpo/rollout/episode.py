@@ -14,7 +14,8 @@ from dataclasses import dataclass, field, replace
 
 from arpo.agent.grammar import FormatError
 from arpo.agent.profiles import Profile
-from arpo.client import Contact, EnvClient, Session
+from arpo.client import EnvClient, Session
+from arpo.client.contact import Contact
 from arpo.protocol.actions import Action
 from arpo.protocol.messages import SessionOptions
 from arpo.protocol.problems import Problem, ProblemCode, ProblemError

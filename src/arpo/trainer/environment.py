@@ -8,8 +8,8 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from pathlib import Path
 
-from arpo.client import ClientTimeouts, Contact, EnvClient
-from arpo.client.contact import OUTAGE_S
+from arpo.client import ClientTimeouts, EnvClient
+from arpo.client.contact import OUTAGE_S, Contact
 from arpo.client.token_file import read_token
 from arpo.config.model import Config
 from arpo.config.sections import EnvSection
