@@ -51,7 +51,7 @@ def test_a_cut_line_and_a_killed_sshd_cost_no_step_and_repeat_none(tmp_path: Pat
         assert "answers again after" in output
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_sessions_that_an_outage_has_ended_are_run_again_and_cost_no_retry(tmp_path: Path) -> None:
     with far_desktops(tmp_path, "simulated", "--screen", "640x480") as far:
         process = far.train(
