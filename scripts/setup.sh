@@ -69,6 +69,29 @@ install_system_packages() {
     say "system packages installed"
 }
 
+# The tests of `arpo tunnel` need a real sshd. It is unpacked, not installed: a test must not make this machine one that
+# people can log in to.
+unpack_sshd() {
+    [ -x /usr/sbin/sshd ] || [ -x .cache/openssh-server/usr/sbin/sshd ] && return 0
+    command -v apt-get >/dev/null && command -v dpkg >/dev/null || return 0
+    local folder=.cache/openssh-server.new package
+    rm -rf "$folder" && mkdir -p "$folder"
+    for package in openssh-server libwrap0; do
+        (cd "$folder" && apt-get download -qq "$package" >/dev/null 2>&1) || continue
+    done
+    for package in "$folder"/*.deb; do
+        [ -e "$package" ] || continue
+        dpkg -x "$package" "$folder" && rm "$package"
+    done
+    if [ -x "$folder/usr/sbin/sshd" ]; then
+        rm -rf .cache/openssh-server && mv "$folder" .cache/openssh-server
+        say "sshd unpacked for the tests"
+    else
+        rm -rf "$folder"
+        say "sshd could not be downloaded; the tests of the tunnel will be skipped"
+    fi
+}
+
 # --- Python ------------------------------------------------------------------------------------------------------
 find_python() {
     local candidate
@@ -114,7 +137,10 @@ install_python_packages() {
     say "Python packages installed"
 }
 
-[ "${PROVIDER:-}" = simulated ] || install_system_packages
+if [ "${PROVIDER:-}" != simulated ]; then
+    install_system_packages
+    unpack_sshd
+fi
 python=$(find_python) || die "no Python 3.11 to 3.13 found; fix: apt-get install python3 (or set PYTHON=/path/to/python3.11)"
 make_venv "$python"
 install_python_packages

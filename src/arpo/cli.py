@@ -25,6 +25,7 @@ from arpo.env_commands import env_app
 from arpo.evaluation_commands import compare_command, evaluate_command
 from arpo.replay_commands import replay_app
 from arpo.trainer.progress import Reporter
+from arpo.tunnel_commands import tunnel_app
 
 app = typer.Typer(
     name="arpo",
@@ -39,6 +40,7 @@ tasks_app = typer.Typer(
 app.add_typer(tasks_app, name="tasks")
 app.add_typer(env_app, name="env")
 app.add_typer(replay_app, name="replay")
+app.add_typer(tunnel_app, name="tunnel")
 
 Arguments = Annotated[
     list[str],

@@ -10,6 +10,7 @@ import time
 from collections.abc import Awaitable, Callable
 
 from arpo.client.breaker import BreakerRules, CircuitBreaker, CircuitState, Ticket
+from arpo.client.contact import Contact
 
 
 class CircuitOpenError(Exception):
@@ -21,17 +22,20 @@ class CircuitOpenError(Exception):
 
 
 class Circuit:
-    """One server's breaker, shared by everything that talks to it.
+    """One server's breaker, shared by everything that talks to it. contact: told what becomes of attempts.
 
     probe: a small request that touches nothing; why there was no answer, or None when there was one.
     """
 
-    def __init__(self, rules: BreakerRules, probe: Callable[[], Awaitable[str | None]]) -> None:
+    def __init__(
+        self, rules: BreakerRules, probe: Callable[[], Awaitable[str | None]], contact: Contact | None = None
+    ) -> None:
         self._rules = rules
         self._breaker = CircuitBreaker(rules)
         self._probe = probe
         self._probing: asyncio.Task[None] | None = None
         self._reason = ""
+        self._contact = contact or Contact()
 
     @property
     def closed(self) -> bool:
@@ -60,10 +64,12 @@ class Circuit:
     def answered(self) -> None:
         """An attempt got an answer, be it a problem."""
         self._breaker.answered()
+        self._contact.regain()
 
     def failed(self, ticket: Ticket, reason: str) -> None:
         """An attempt got no answer."""
         self._reason = reason
+        self._contact.lose(reason)
         self._breaker.failed(ticket, time.monotonic())
 
     def close(self) -> None:

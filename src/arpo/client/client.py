@@ -13,6 +13,7 @@ from weakref import WeakSet
 import httpx
 
 from arpo.client.breaker import BreakerRules
+from arpo.client.contact import Contact
 from arpo.client.creation import Creation
 from arpo.client.limits import Backoff, ClientTimeouts
 from arpo.client.session import Session
@@ -21,7 +22,7 @@ from arpo.protocol.messages import Capacity, CreateSession, Ready, SessionCreate
 from arpo.protocol.problems import ProblemCode, ProblemError
 
 log = logging.getLogger(__name__)
-_READY_POLL_S = 0.25
+_READY_POLL_S, _LONGEST_READY_POLL_S = 0.25, 2.0
 
 
 class EnvClient:
@@ -74,6 +75,11 @@ class EnvClient:
         """Where the server is."""
         return self._transport.url
 
+    @property
+    def contact(self) -> Contact:
+        """Whether the server answers."""
+        return self._transport.contact
+
     async def capacity(self) -> Capacity:
         """How many desktops the server has, and what they are doing."""
         return (await self._transport.quick(Call("GET", "/v1/capacity"))).read(Capacity)
@@ -89,14 +95,14 @@ class EnvClient:
         return True, answer.read(Ready).note
 
     async def wait_ready(
-        self, timeout_s: float, on_progress: Callable[[str], None] | None = None
+        self, timeout_s: float | None, on_progress: Callable[[str], None] | None = None
     ) -> Capacity:
         """Wait until the server has a desktop that works: free now, or leased and free later.
 
-        on_progress: called with the reason whenever why it is not ready changes.
+        timeout_s: None: for ever. on_progress: called with the reason whenever why it is not ready changes.
         Raises ProblemError unauthorized at once; start_failed with the last reason after `timeout_s` seconds.
         """
-        deadline = time.monotonic() + timeout_s
+        begun = time.monotonic()
         told = ""
         while True:
             ready, reason = await self.ready()
@@ -106,11 +112,12 @@ class EnvClient:
             if on_progress is not None and reason != told:
                 on_progress(reason)
                 told = reason
-            if time.monotonic() >= deadline:
+            waited_s = time.monotonic() - begun
+            if timeout_s is not None and waited_s >= timeout_s:
                 raise ProblemError(
                     ProblemCode.START_FAILED, f"{self.url} is not ready after {timeout_s:g} s: {reason}"
                 )
-            await asyncio.sleep(_READY_POLL_S)
+            await asyncio.sleep(min(_LONGEST_READY_POLL_S, max(_READY_POLL_S, waited_s / 20)))
 
     async def open_session(self, task: Mapping[str, Any], options: SessionOptions | None = None) -> Session:
         """Lease a desktop in a task's initial state. Waits for a free one, then for its reset.

@@ -15,8 +15,9 @@ class ClientTimeouts:
 
     Of one operation, whatever the number of requests: capacity_s, until `open_session` has a desktop; reset_s, step_s
     (and the seconds of its wait actions) and evaluate_s; close_s, what a caller waits for a release, which then goes
-    on in the background. outage_s: how long calls about a session go on without any answer, counted from the end of
-    the first attempt that got none.
+    on in the background. The clocks of reset_s, step_s and evaluate_s stand still while the server does not answer; for
+    that there is outage_s: how long calls about a session go on without any answer, counted from the end of the first
+    attempt that got none; infinite: until there is one.
     """
 
     connect_s: float = 5.0

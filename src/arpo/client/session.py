@@ -176,7 +176,7 @@ class Session:
     async def _begin(self, limit_s: float, late: ProblemCode) -> None:
         """Learn seq and picture from the server once the desktop is at rest, and keep the session from then on."""
         try:
-            async with asyncio.timeout(limit_s):
+            async with self._transport.contact.timeout(limit_s):
                 while (view := await self._view(self._timeouts.poll_s)).state in _RUNNING:
                     pass
         except TimeoutError as error:
@@ -198,7 +198,7 @@ class Session:
         ended in time.
         """
         try:
-            async with asyncio.timeout(limit_s):
+            async with self._transport.contact.timeout(limit_s):
                 while True:
                     answer = await self._call("POST", verb, request, hold_s=self._timeouts.poll_s)
                     if answer.status != 202:

@@ -24,6 +24,7 @@ from pydantic import BaseModel, ValidationError
 from arpo.client.breaker import BreakerRules, Ticket
 from arpo.client.circuit import Circuit, CircuitOpenError
 from arpo.client.connections import ShardedTransport
+from arpo.client.contact import Contact
 from arpo.client.limits import Backoff, ClientTimeouts
 from arpo.protocol.codec import MSGPACK, PROBLEM_JSON, CodecError, decode, encode, media_type
 from arpo.protocol.problems import ConfigError, Problem, ProblemCode, ProblemError
@@ -89,7 +90,7 @@ class Call:
 
 
 class Transport:
-    """The connections to one env-server or gateway.
+    """The connections to one env-server or gateway. contact: whether it answers.
 
     Raises ConfigError for a URL or a token that cannot work. http: another httpx transport, for tests.
     """
@@ -113,7 +114,8 @@ class Transport:
         self.url = url.rstrip("/")
         self._timeouts = timeouts
         self._backoff = backoff
-        self._circuit = Circuit(breaker, self._probe)
+        self.contact = Contact()
+        self._circuit = Circuit(breaker, self._probe, self.contact)
         self._http = httpx.AsyncClient(
             base_url=self.url,
             headers={"Authorization": f"Bearer {token}", "Accept": MSGPACK},

@@ -76,8 +76,9 @@ class EnvSection(Section):
     """What the URLs in tasks may reach besides public addresses: host names and networks, e.g. `[10.0.0.0/8]`."""
     idle_timeout_s: Annotated[float, Field(gt=0, le=3600)] = 120.0
     """A session without a request for this long is released."""
-    outage_s: Seconds = 120.0
-    """How long the run waits for an env-server that is gone to come back before it fails; it can be resumed."""
+    outage_s: Seconds | None = 120.0
+    """How long the run waits for an env-server that is gone to come back before it fails; it can be resumed. With `url`,
+    sessions wait as long and go on where they were, and so does the run's start; null: for ever (a laptop that sleeps)."""
     timeouts: Timeouts = Timeouts()
     """Limits of single operations on the embedded env-server."""
 

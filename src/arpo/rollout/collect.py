@@ -13,6 +13,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
+from arpo.protocol.problems import ProblemCode
 from arpo.rollout.concurrency import Concurrency
 from arpo.rollout.dialogue import Reply
 from arpo.rollout.engines.base import AnyEngine
@@ -21,6 +22,9 @@ from arpo.rollout.groups import Batch, Episode, Group
 from arpo.rollout.scheduler import Scheduler
 from arpo.rollout.usage import Usage
 from arpo.trajectory import Trajectory
+
+_UNREACHABLE = frozenset({ProblemCode.BACKEND_LOST, ProblemCode.LEASE_LOST})
+"""How episodes end that an outage has ended: without an answer, or with a session that fell silent for too long."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +64,8 @@ class Collector:
                 rollouts = Rollouts(self, scheduler, tasks)
                 self.usages.add(rollouts.usage)
                 try:
-                    yield rollouts
+                    with self.runner.contact.watched(rollouts.contact):
+                        yield rollouts
                 finally:
                     self.usages.discard(rollouts.usage)
                     rollouts.stop()
@@ -142,13 +147,19 @@ class Rollouts:
 
     async def _run(self, episode: Episode) -> None:
         collector = self._collector
-        watch = _Watch(self, episode.id)
+        watch, begun = _Watch(self, episode.id), time.monotonic()
         try:
             trajectory = await collector.runner.run(episode, collector.engine, collector.rules, watch)
+            problem = trajectory.problem
+            outage = (
+                problem is not None
+                and problem.code in _UNREACHABLE
+                and collector.runner.contact.outage_since(begun)
+            )
             collector.on_trajectory(trajectory)
             if not trajectory.valid:
                 await collector.after_fault()
-            self._scheduler.ended(trajectory)
+            self._scheduler.ended(trajectory, outage=outage)
         except asyncio.CancelledError:
             if episode.id not in self._withdrawn:
                 raise
@@ -159,6 +170,14 @@ class Rollouts:
             self.usage.episode(-1)
             self._changed.set()
         self._fill()
+
+    def contact(self, lost: bool) -> None:
+        """Contact with the env-server is lost, or regained."""
+        if lost:
+            self._scheduler.away(time.monotonic())
+        else:
+            self._scheduler.back(time.monotonic())
+        self._changed.set()
 
     def began(self, episode_id: str) -> None:
         """An episode's first token is asked for."""

@@ -6,7 +6,6 @@ whatever failed on the way is its `problem`, and then it has none.
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections import defaultdict
 from collections.abc import Awaitable, Callable, Iterator
@@ -16,6 +15,7 @@ from dataclasses import dataclass, field, replace
 from arpo.agent.grammar import FormatError
 from arpo.agent.profiles import Profile
 from arpo.client import EnvClient, Session
+from arpo.client.contact import Contact
 from arpo.protocol.actions import Action
 from arpo.protocol.messages import SessionOptions
 from arpo.protocol.problems import Problem, ProblemCode, ProblemError
@@ -39,8 +39,8 @@ class EpisodeRules:
     """What all episodes of a run share.
 
     max_steps: assistant turns. max_format_errors: turns that are no action before the episode ends. timeout_s: after which
-    an episode that is not over is a fault of its environment, whatever it waits for; None: never. keep_row: record the
-    tokens too, to be trained on.
+    an episode that is not over is a fault of its environment, the time in which the env-server was away left out; None:
+    never. keep_row: record the tokens too, to be trained on.
     """
 
     max_steps: int
@@ -65,6 +65,11 @@ class EpisodeRunner:
         self._profile = profile
         self._screenshots = screenshots
 
+    @property
+    def contact(self) -> Contact:
+        """Whether the env-server answers."""
+        return self._env.contact
+
     async def run(
         self, episode: Episode, engine: AnyEngine, rules: EpisodeRules, watch: Watch = _unwatched
     ) -> Trajectory:
@@ -79,7 +84,7 @@ class EpisodeRunner:
         clock = time.monotonic()
         problem: Problem | None = None
         try:
-            async with asyncio.timeout(rules.timeout_s):
+            async with self.contact.timeout(rules.timeout_s):
                 with attempt.phase("reset"):
                     session = await self._env.open_session(episode.task.wire(), rules.options)
                 async with session:

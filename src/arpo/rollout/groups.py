@@ -25,8 +25,8 @@ class Group:
     """The trajectories of one task that share an advantage baseline; a thing of its own, equal to itself alone.
 
     number: in the order in which groups were opened, which is that of the tasks. places: valid trajectories by place.
-    attempts: how often a place was run again because its environment failed. lost: places that stay empty, because the
-    retries of the group are used up or because it was closed early.
+    attempts: how often a place was run again; outages: how many of those because nobody could reach the environment.
+    lost: places that stay empty, because the retries of the group are used up or because it was closed early.
     """
 
     id: str
@@ -36,6 +36,7 @@ class Group:
     places: dict[int, Trajectory] = field(default_factory=dict)
     attempts: Counter[int] = field(default_factory=Counter)
     lost: set[int] = field(default_factory=set)
+    outages: int = 0
 
     @property
     def trajectories(self) -> list[Trajectory]:
@@ -44,8 +45,8 @@ class Group:
 
     @property
     def retries(self) -> int:
-        """Episodes that were run again; the places share a bound."""
-        return self.attempts.total()
+        """Episodes that were run again because their environment failed; the places share a bound."""
+        return self.attempts.total() - self.outages
 
     @property
     def closed(self) -> bool:
@@ -71,7 +72,7 @@ class Pending:
 
     number, task_id: of the group. ended: ids of its valid episodes, which are in the trajectory log.
     spare: it is closed and only waits to be handed over with the next batch. attempts: again, of the first places.
-    lost: places.
+    lost: places. outages: as in `Group`.
     """
 
     number: int
@@ -80,6 +81,7 @@ class Pending:
     spare: bool = False
     attempts: tuple[int, ...] = ()
     lost: tuple[int, ...] = ()
+    outages: int = 0
 
 
 @dataclass(frozen=True)
@@ -91,3 +93,4 @@ class Begun:
     trajectories: Sequence[Trajectory] = ()
     attempts: Sequence[int] = ()
     lost: Sequence[int] = ()
+    outages: int = 0

@@ -27,6 +27,10 @@ from arpo.rollout.rules import SchedulerRules
 from arpo.tasks.model import Task
 from arpo.trajectory import Trajectory
 
+_MOST_OUTAGES = 20
+"""Episodes of a group, for each of its places, that an outage of the env-server costs no retry; a task that takes its
+server down is not run for ever."""
+
 
 class Scheduler:
     """Hands out episodes of groups opened one after the other, and batches of closed groups.
@@ -71,6 +75,7 @@ class Scheduler:
         self._leaving: set[str] = set()
         self._to_withdraw: list[str] = []
         self._durations = Durations(rules)
+        self._away_since: float | None = None
         self._queued = deque(pending)
         while self._queued and self._open_next():
             pass
@@ -140,9 +145,22 @@ class Scheduler:
             running.started += now - running.asked
             running.asked = None
 
-    def ended(self, trajectory: Trajectory) -> Group | None:
+    def away(self, now: float) -> None:
+        """The env-server does not answer from now on: nothing is overdue until `back`."""
+        if self._away_since is None:
+            self._away_since = now
+
+    def back(self, now: float) -> None:
+        """It answers again; no episode has used the time in between."""
+        since, self._away_since = self._away_since, None
+        if since is not None:
+            for running in self._running.values():
+                running.started += max(0.0, now - max(since, running.started))
+
+    def ended(self, trajectory: Trajectory, *, outage: bool = False) -> Group | None:
         """Take an episode's trajectory; returns its group if that closed it.
 
+        outage: it is invalid because the env-server could not be reached, which is not held against its group.
         Raises KeyError for an episode that is not running.
         """
         running = self._running.pop(trajectory.episode_id)
@@ -154,7 +172,7 @@ class Scheduler:
             self._fill(group, place, trajectory)
             self._durations.add(trajectory)
         else:
-            self._again(group, place)
+            self._again(group, place, outage=outage)
         if not group.closed:
             return None
         self._closed(group)
@@ -199,7 +217,7 @@ class Scheduler:
 
     def overdue_at(self, now: float) -> float | None:
         """When a group that holds the step up can be closed early, if nothing ends before; None: that is never."""
-        limit = self._durations.limit()
+        limit = self._overdue_s()
         if limit is None:
             return None
         waited_for = (r.started + limit for r in self._running.values() if r.asked is None)
@@ -249,6 +267,7 @@ class Scheduler:
             places=dict(_places(id, begun.trajectories)),
             attempts=Counter(dict(enumerate(begun.attempts))),
             lost=set(begun.lost),
+            outages=begun.outages,
         )
 
     def _fill(self, group: Group, place: int, trajectory: Trajectory) -> None:
@@ -256,14 +275,16 @@ class Scheduler:
         if trajectory.turns:
             self._sampled[group.id][place] = trajectory.policy_version
 
-    def _again(self, group: Group, place: int) -> None:
-        """Run a place again, if the group has retries left."""
+    def _again(self, group: Group, place: int, *, outage: bool = False) -> None:
+        """Run a place again, if the group has retries left or needs none."""
         self._sampled[group.id].pop(place, None)
-        if group.retries < self._rules.max_retries * group.size:
-            group.attempts[place] += 1
-            self._waiting.appendleft((group, place))
-        else:
+        if outage and group.outages < _MOST_OUTAGES * group.size:
+            group.outages += 1
+        elif group.retries >= self._rules.max_retries * group.size:
             group.lost.add(place)
+            return
+        group.attempts[place] += 1
+        self._waiting.appendleft((group, place))
 
     def _closed(self, group: Group) -> None:
         """A group that teaches nothing makes room for another one, `refill` times a step."""
@@ -352,6 +373,10 @@ class Scheduler:
 
     # --- overdue episodes ---
 
+    def _overdue_s(self) -> float | None:
+        """From which age on an episode is overdue; None as long as nobody can tell, or the env-server is away."""
+        return None if self._away_since is not None else self._durations.limit()
+
     def _close_early(self, now: float) -> bool:
         """Stop the overdue episodes that the step waits for; whether there were any.
 
@@ -359,7 +384,7 @@ class Scheduler:
         A group goes with the trajectories that it has, if they are `early_close_share` of its places; else its overdue
         episodes are run again.
         """
-        limit = self._durations.limit()
+        limit = self._overdue_s()
         if limit is None:
             return False
         active = [running for running in self._running.values() if running.id not in self._leaving]
@@ -419,4 +444,5 @@ def _pending(group: Group, *, spare: bool) -> Pending:
         spare,
         attempts=tuple(group.attempts[place] for place in range(group.size)),
         lost=tuple(sorted(group.lost)),
+        outages=group.outages,
     )

@@ -61,6 +61,7 @@ class Schedule:
                     [recorded[name] for name in p.ended if name in recorded],
                     p.attempts,
                     p.lost,
+                    p.outages,
                 )
                 for p in self._pending
                 if p.spare is of_spare

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
-from functools import partial
 
 from arpo.agent.profiles import Profile, get_profile
 from arpo.client import EnvClient
@@ -20,7 +19,7 @@ from arpo.rollout.usage import Usage
 from arpo.tasks.model import Task
 from arpo.tasks.sets import Suite, load_suite
 from arpo.trainer.embedded import EmbeddedServer
-from arpo.trainer.environment import env_client
+from arpo.trainer.environment import Comeback, env_client
 from arpo.trainer.progress import Reporter
 from arpo.trainer.run_directory import RunDirectory
 from arpo.trajectory import Trajectory
@@ -55,7 +54,7 @@ class Stage:
             rules=self.rules(temperature),
             concurrency=config.env.desktops,
             on_trajectory=on_trajectory,
-            after_fault=partial(self.env.wait_ready, config.env.outage_s),
+            after_fault=Comeback(self.env, config.env.outage_s).wait,
             adaptive=config.rollout.adaptive_concurrency,
             usages=self.usages,
         )
