@@ -17,6 +17,8 @@ from arpo.client.limits import Backoff, ClientTimeouts
 from arpo.client.transport import Call, Transport, UnansweredError
 from arpo.protocol.messages import CreateSession, SessionCreated
 from arpo.protocol.problems import ProblemCode, ProblemError
+from arpo.telemetry import names, tracing
+from arpo.telemetry.phases import phase
 
 log = logging.getLogger(__name__)
 
@@ -55,7 +57,14 @@ class Creation:
         Raises ProblemError: a shortage that lasted for `capacity_s`; backend_lost after a few attempts without an
         answer, at once while the circuit is open.
         """
-        deadline = time.monotonic() + self._timeouts.capacity_s
+        began = time.monotonic()
+        try:
+            with phase("lease"):
+                return await self._leased(began + self._timeouts.capacity_s)
+        finally:
+            tracing.finished(names.LEASE, began, time.monotonic() - began)
+
+    async def _leased(self, deadline: float) -> SessionCreated:
         shortages = failures = 0
         while True:
             # A task of its own: cancelled half-way, it could not tell whether there is a session.

@@ -21,6 +21,7 @@ from typing import Self
 from pydantic import ValidationError
 
 from arpo.client.limits import ClientTimeouts
+from arpo.client.timing import count_phases
 from arpo.client.transport import Answer, Call, Transport
 from arpo.protocol.actions import Action, Wait
 from arpo.protocol.codec import readable
@@ -175,10 +176,14 @@ class Session:
 
     async def _begin(self, limit_s: float, late: ProblemCode) -> None:
         """Learn seq and picture from the server once the desktop is at rest, and keep the session from then on."""
+        began = time.monotonic()
         try:
             async with asyncio.timeout(limit_s):
-                while (view := await self._view(self._timeouts.poll_s)).state in _RUNNING:
-                    pass
+                while True:
+                    answer = await self._call("GET", hold_s=self._timeouts.poll_s)
+                    view = _sound(answer)
+                    if view.state not in _RUNNING:
+                        break
         except TimeoutError as error:
             raise ProblemError(
                 late, f"the desktop of session {self.id} was not ready after {limit_s:g} s"
@@ -187,6 +192,7 @@ class Session:
             raise ProblemError(
                 ProblemCode.BACKEND_LOST, f"session {self.id} is {view.state.value} and shows nothing"
             )
+        count_phases(answer.timing, began)
         self.seq = view.seq
         self._observation = await self._with_picture(view.observation)
         self._heartbeat = asyncio.create_task(self._beat(), name=f"heartbeat of {self.id}")
@@ -197,23 +203,18 @@ class Session:
         """Submit an operation, and again while it is running: the server joins them. Raises `late` when it has not
         ended in time.
         """
+        began = time.monotonic()
         try:
             async with asyncio.timeout(limit_s):
                 while True:
                     answer = await self._call("POST", verb, request, hold_s=self._timeouts.poll_s)
                     if answer.status != 202:
+                        count_phases(answer.timing, began)
                         return answer
         except TimeoutError as error:
             raise ProblemError(
                 late, f"{verb[1:]} of session {self.id} has not ended after {limit_s:g} s"
             ) from error
-
-    async def _view(self, hold_s: float = 0.0) -> SessionView:
-        """The session as the server sees it. Raises its problem."""
-        view = (await self._call("GET", hold_s=hold_s)).read(SessionView)
-        if view.problem is not None:
-            raise ProblemError.of(view.problem)
-        return view
 
     async def _with_picture(self, observation: Observation) -> Observation:
         """The observation with its bytes: as they came, or of the picture before, or fetched."""
@@ -226,7 +227,7 @@ class Session:
             return observation
         before = self._observation
         if before is None or before.screenshot.sha256 != picture.sha256:
-            shown = (await self._view()).observation
+            shown = _sound(await self._call("GET", hold_s=0.0)).observation
             if shown is None or not shown.screenshot.data or shown.screenshot.sha256 != picture.sha256:
                 raise ProblemError(
                     ProblemCode.BACKEND_LOST,
@@ -278,3 +279,11 @@ class Session:
         except ProblemError as error:
             # Gone already, or its server is: nothing holds the desktop any more, or the idle time-out ends it.
             log.debug("release of session %s: %s", self.id, error)
+
+
+def _sound(answer: Answer) -> SessionView:
+    """The session as the server sees it. Raises its problem."""
+    view = answer.read(SessionView)
+    if view.problem is not None:
+        raise ProblemError.of(view.problem)
+    return view

@@ -17,6 +17,7 @@ from ray.exceptions import RayActorError, RayError, RayTaskError
 
 from arpo.protocol.problems import ArpoError
 from arpo.rollout.engines.base import EngineError, EngineUnusableError, Generation, Sampling
+from arpo.telemetry import tracing
 from arpo.trainer.launch.base import Plan
 from arpo.trainer.launch.cluster import Cluster, first_line
 from arpo.trainer.launch.engine_actor import EngineActor
@@ -139,7 +140,11 @@ class RayEngine:
         sent = {name: data for name, data in pictures.items() if name not in place.sent}
         while True:
             place.sent.update(sent)
-            answer = await _answer(place.actor.generate.remote(list(prompt_ids), list(names), sent, sampling))
+            answer = await _answer(
+                place.actor.generate.remote(
+                    list(prompt_ids), list(names), sent, sampling, tracing.traceparent()
+                )
+            )
             if not isinstance(answer, Lacking):
                 generation: Generation = answer
                 return generation
@@ -174,7 +179,7 @@ class RayEngine:
         actor = place.actor
         if place.ready.is_set():
             try:
-                await _answer(actor.push.remote(self._weights, self._version))
+                await _answer(actor.push.remote(self._weights, self._version, tracing.traceparent()))
             except (RayActorError, EngineUnusableError) as error:
                 self._replace(place, actor, error)
         if not place.ready.is_set() and place.coming is not None:
