@@ -24,6 +24,9 @@ out = Console(highlight=False, markup=False)
 LATEST = "latest"
 _STYLES = {"reset": "cyan", "generate": "magenta", "step": "green", "evaluate": "yellow"}
 _NARROW = 24
+_NOTES = 32
+_COLUMNS = 14 + 2 + 2 * (7 + 2) + 2
+"""Characters that names, times and the space between columns take."""
 _PARTS = "▏▎▍▌▋▊▉"
 
 
@@ -97,15 +100,16 @@ def _print(trajectory: Trajectory) -> None:
     )
     bars = waterfall(trajectory)
     notes = max(len(bar.note) for bar in bars)
-    width = max(_NARROW, out.width - 14 - 2 * 10 - min(notes, 28) - 4 * 2)
+    free = out.width - _COLUMNS
+    width = max(_NARROW, free - min(notes, _NOTES))
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    table.add_column("")
+    table.add_column("", no_wrap=True)
     table.add_column("start s", justify="right")
     table.add_column("took s", justify="right")
     table.add_column(
         Text.assemble("0", " " * (width - 1 - len(_axis(trajectory))), _axis(trajectory)), no_wrap=True
     )
-    table.add_column("", max_width=28, overflow="ellipsis", no_wrap=True)
+    table.add_column("", max_width=max(free - width, _NARROW // 2), overflow="ellipsis", no_wrap=True)
     style = "bold"
     for bar in bars:
         if bar.depth < 2:
@@ -124,7 +128,10 @@ def _print(trajectory: Trajectory) -> None:
         return
     spent = shares(trajectory)
     total = trajectory.duration_s or 1.0
-    out.print(", ".join(f"{name} {seconds:.2f} s ({seconds / total:.0%})" for name, seconds in spent.items()))
+    out.print(
+        ", ".join(f"{name} {seconds:.2f} s ({seconds / total:.0%})" for name, seconds in spent.items()),
+        soft_wrap=True,
+    )
 
 
 def _axis(trajectory: Trajectory) -> str:

@@ -29,7 +29,7 @@ _SHORTAGES = frozenset({ProblemCode.CAPACITY, ProblemCode.START_FAILED})
 class Creation:
     """Use `made`; if that raises, whatever it raises, run `undo`.
 
-    release: gives back a session that nobody wants any more.
+    release: gives back a session that nobody wants any more. asked: when the last request was made (`time.monotonic`).
     """
 
     def __init__(
@@ -50,6 +50,7 @@ class Creation:
         self._idle_timeout_s = request.options.idle_timeout_s
         self._attempt: asyncio.Task[SessionCreated] | None = None
         self._unanswered = False
+        self.asked = time.monotonic()
 
     async def made(self) -> SessionCreated:
         """The session, as soon as there is a desktop for it.
@@ -96,6 +97,7 @@ class Creation:
             await self._release(created)
 
     async def _ask(self) -> SessionCreated:
+        self.asked = time.monotonic()
         try:
             answer = await self._transport.quick(self._call, attempts=1)
         except UnansweredError as error:

@@ -94,9 +94,13 @@ class Session:
             raise RuntimeError("the session has not been reset yet")
         return self._observation
 
-    async def wait_reset(self) -> None:
-        """Wait for the reset by long polls; `open_session` has done so. Raises why it failed."""
-        await self._begin(self._timeouts.reset_s, ProblemCode.RESET_FAILED)
+    async def wait_reset(self, asked: float | None = None) -> None:
+        """Wait for the reset by long polls; `open_session` has done so. Raises why it failed.
+
+        asked: when the session was asked for (`time.monotonic`), by default now.
+        """
+        asked = time.monotonic() if asked is None else asked
+        count_phases(await self._begin(self._timeouts.reset_s, ProblemCode.RESET_FAILED), asked)
 
     async def resume(self) -> None:
         """Take up a session that another client object opened: its seq and what it shows, once its desktop is at
@@ -174,9 +178,11 @@ class Session:
             self._release = self._spawn(self._delete())
         await asyncio.wait({self._release}, timeout=self._timeouts.close_s)
 
-    async def _begin(self, limit_s: float, late: ProblemCode) -> None:
-        """Learn seq and picture from the server once the desktop is at rest, and keep the session from then on."""
-        began = time.monotonic()
+    async def _begin(self, limit_s: float, late: ProblemCode) -> str:
+        """Learn seq and picture from the server once the desktop is at rest, and keep the session from then on.
+
+        Returns the server's account of the time, of the reset alone.
+        """
         try:
             async with asyncio.timeout(limit_s):
                 while True:
@@ -192,10 +198,10 @@ class Session:
             raise ProblemError(
                 ProblemCode.BACKEND_LOST, f"session {self.id} is {view.state.value} and shows nothing"
             )
-        count_phases(answer.timing, began)
         self.seq = view.seq
         self._observation = await self._with_picture(view.observation)
         self._heartbeat = asyncio.create_task(self._beat(), name=f"heartbeat of {self.id}")
+        return answer.timing
 
     async def _finish(
         self, verb: str, request: StepRequest | EvaluateRequest, limit_s: float, late: ProblemCode

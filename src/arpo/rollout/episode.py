@@ -151,7 +151,8 @@ class EpisodeRunner:
             with attempt.operations.of("generate", turn) as span:
                 asked = time.monotonic()
                 reply = await watch(attempt.dialogue.reply(sampling))
-                add_phase("queue", reply.queued_s, asked)
+                if reply.queued_s:
+                    add_phase("queue", reply.queued_s, asked)
                 span.set(names.POLICY_VERSION, reply.policy_version)
                 span.set(names.TOKENS, reply.end - reply.start)
             actions: list[Action] = []

@@ -62,10 +62,14 @@ class Board:
         self._episodes = 0
 
     @contextmanager
-    def step(self, number: int) -> Iterator[Span]:
-        """A step is made inside, as a trace of its own."""
+    def step(self, number: int, version: int) -> Iterator[Span]:
+        """A step is made inside, as a trace of its own. version: of the policy that it steps from."""
         self._step_began = time.monotonic()
-        about = {names.TRAIN_STEP_NUMBER: number, names.RUN: self._config.run.name}
+        about: dict[names.Attribute, names.Value] = {
+            names.TRAIN_STEP_NUMBER: number,
+            names.POLICY_VERSION: version,
+            names.RUN: self._config.run.name,
+        }
         with tracing.span(names.TRAIN_STEP, about) as self._span:
             yield self._span
 

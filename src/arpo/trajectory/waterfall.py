@@ -57,5 +57,9 @@ def _note(operation: Operation, trajectory: Trajectory) -> str:
 def _said(action: Action) -> str:
     """An action in a few words; of a text only how long it is."""
     values = action.model_dump(exclude={"kind"}, exclude_defaults=True)
-    words = [f"{len(value)} characters" if name == "text" else f"{value}" for name, value in values.items()]
+    words = [f"{len(value)} characters" if name == "text" else _word(value) for name, value in values.items()]
     return " ".join([action.kind, *words])
+
+
+def _word(value: object) -> str:
+    return "+".join(map(str, value)) if isinstance(value, tuple | list) else str(value)
