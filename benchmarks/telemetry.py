@@ -70,6 +70,7 @@ def main() -> None:
         return
     if options.quick:
         options.provider, options.steps, options.rounds = "simulated", 5, 2
+        os.environ["OTEL_BSP_SCHEDULE_DELAY"] = "200"
     loads = ", ".join(f"{x:.1f}" for x in os.getloadavg())
     print(f"{cpu_name()}, load average {loads}")
     with tempfile.TemporaryDirectory() as folder, collecting(Path(folder)) as url:
@@ -123,8 +124,15 @@ async def block(side: Side, steps: int) -> None:
                 await side.session.step([Type(text="ab")])
             side.took.append(time.perf_counter() - began)
     use(None)
-    await asyncio.sleep(1.2)  # the exporters' delay is over: what they do is counted here, in both kinds
+    await asyncio.sleep(
+        pause_s()
+    )  # the exporters' delay is over: what they do is counted here, in both kinds
     side.cpu_s += cpu_s(side) - before
+
+
+def pause_s() -> float:
+    """A little more than spans wait before they are exported."""
+    return float(os.environ.get("OTEL_BSP_SCHEDULE_DELAY") or 5000) / 1000 + 0.2
 
 
 def use(exporters: Exporting | None) -> None:

@@ -61,7 +61,8 @@ class Collector:
 
     def environment(self, **more: str) -> dict[str, str]:
         """For a process that is to export here."""
-        return {"OTEL_EXPORTER_OTLP_ENDPOINT": self.url, "OTEL_METRIC_EXPORT_INTERVAL": "1000", **more}
+        soon = {"OTEL_METRIC_EXPORT_INTERVAL": "1000", "OTEL_BSP_SCHEDULE_DELAY": "500"}
+        return {"OTEL_EXPORTER_OTLP_ENDPOINT": self.url, **soon, **more}
 
 
 @contextlib.contextmanager

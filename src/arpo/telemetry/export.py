@@ -15,6 +15,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Protocol
+from urllib.parse import urlsplit
 
 from arpo.telemetry import logs, metrics, tracing
 
@@ -47,12 +48,15 @@ def signals(environment: Mapping[str, str]) -> frozenset[str]:
     return frozenset(
         signal
         for signal in ("traces", "metrics")
-        if (
-            environment.get(f"OTEL_EXPORTER_OTLP_{signal.upper()}_ENDPOINT", "").strip()
-            or environment.get(ENDPOINT, "").strip()
-        )
+        if endpoint(signal, environment)
         and environment.get(f"OTEL_{signal.upper()}_EXPORTER", "otlp").strip() != "none"
     )
+
+
+def endpoint(signal: str, environment: Mapping[str, str] = os.environ) -> str:
+    """Where a signal goes; empty: nowhere. Its URL may hold credentials."""
+    own = environment.get(f"OTEL_EXPORTER_OTLP_{signal.upper()}_ENDPOINT", "").strip()
+    return own or environment.get(ENDPOINT, "").strip()
 
 
 @contextmanager
@@ -81,6 +85,13 @@ def begin(service: str, say: Say) -> Exporting | None:
     wanted = signals(os.environ)
     if not wanted:
         return None
+    for signal in sorted(wanted):
+        parts = urlsplit(endpoint(signal))
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            say(
+                f"warning: nothing is traced: the OTLP endpoint of {signal} is no URL; fix: e.g. {ENDPOINT}=http://localhost:4318"
+            )
+            return None
     protocol = os.environ.get("OTEL_EXPORTER_OTLP_PROTOCOL", "").strip() or "http/protobuf"
     if protocol != "http/protobuf":
         say(

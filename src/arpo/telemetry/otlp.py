@@ -24,15 +24,13 @@ from opentelemetry.sdk.trace import ReadableSpan, SpanLimits, TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExportResult
 
 import arpo
-from arpo.telemetry.export import ENDPOINT
+from arpo.telemetry.export import endpoint
 from arpo.telemetry.metrics import Labels
 from arpo.telemetry.names import BUCKETS_S, SCOPE, Attribute, Metric, SpanName, Value
 from arpo.telemetry.tracing import Given, SpanContext
 
 TIMEOUT_S = 5.0
 """For one export, repeats included, unless `OTEL_EXPORTER_OTLP_TIMEOUT` says otherwise."""
-DELAY_MS = 1000
-"""How long an ended span waits for others, unless `OTEL_BSP_SCHEDULE_DELAY` says otherwise: what a kill can cost."""
 LINKS = 2048
 """Episodes that a train step can link to, unless `OTEL_SPAN_LINK_COUNT_LIMIT` says otherwise."""
 
@@ -66,10 +64,7 @@ class OtlpSpans:
         self._provider = TracerProvider(
             resource=resource, shutdown_on_exit=False, span_limits=SpanLimits(**limits)
         )
-        delay_ms = float(os.environ.get("OTEL_BSP_SCHEDULE_DELAY") or DELAY_MS)
-        self._provider.add_span_processor(
-            BatchSpanProcessor(_SpanExporter(say), schedule_delay_millis=delay_ms)
-        )
+        self._provider.add_span_processor(BatchSpanProcessor(_SpanExporter(say)))
         self._tracer = self._provider.get_tracer(SCOPE, arpo.__version__)
 
     def begin(
@@ -170,8 +165,7 @@ class _Complaint:
     """Says once that a collector does not take what it is sent."""
 
     def __init__(self, signal: str, say: Callable[[str], None]) -> None:
-        endpoint = os.environ.get(f"OTEL_EXPORTER_OTLP_{signal.upper()}_ENDPOINT") or os.environ[ENDPOINT]
-        parts = urlsplit(endpoint.strip())
+        parts = urlsplit(endpoint(signal))
         where = f"{parts.hostname}:{parts.port}" if parts.port else str(parts.hostname)
         self._message = (
             f"warning: the collector at {where} does not take {signal}; they are dropped until it does"
