@@ -57,6 +57,7 @@ class Entry:
     def forget_operation(self) -> None:
         """The session is closed and its last operation has ended."""
         self.operation = None
+        self.measurement = None
 
 
 class SessionRegistry:
