@@ -4,13 +4,13 @@
     python benchmarks/telemetry.py --provider simulated     # steps that take as good as no time themselves
     python benchmarks/telemetry.py --quick                  # does it work?
 
-Two env-servers with a desktop each, one of which exports; the client in this process, which exports for its steps alone;
-a collector in a process of its own that throws away what it gets. Blocks of steps come in the order with, without,
-without, with. A step is all that an episode does for one: span, request, the desktop's work, reply, record.
+One desktop; its env-server and the client are both in this process, over a socket, and export together or not at all; a
+collector in a process of its own throws away what it gets. Blocks of steps come in the order with, without, without, with.
+A step is all that an episode does for one: span, request, the desktop's work, reply, record.
 
-wall: the ratio of the medians, and of the means, of a step's duration. CPU: seconds of client and env-server together, all
-threads, the exporters' included; the difference is also given as a share of a step's duration without tracing. On a
-machine that has other things to do, look at the CPU.
+wall: the ratio of the medians, and of the means, of a step's duration. CPU: seconds of this process, all threads, the
+exporters' included; the difference is also given as a share of a step's duration without tracing. On a machine that has
+other things to do, look at the CPU.
 """
 
 from __future__ import annotations
@@ -29,17 +29,21 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from statistics import fmean, median
 
-sys.path += [str(Path(__file__).parents[1] / "tests" / "server"), str(Path(__file__).parent)]
+sys.path.append(str(Path(__file__).parent))
 
 from measuring import cpu_name, positive
-from server_process import ServerProcess, server_process
 
 from arpo.client import EnvClient, Session
+from arpo.desktop.guest_desktop import GuestDesktop
 from arpo.protocol.actions import Type
+from arpo.providers.registry import make_provider
 from arpo.rollout.operations import Operations
+from arpo.server.service import ServerSettings, bind, running_server
+from arpo.server.tokens import TokenFile
 from arpo.telemetry import export, metrics, names, tracing
 from arpo.telemetry.export import Exporting
 
+SCREEN = (1280, 720)
 PROGRAMS = {"xvfb": ["mousepad"], "simulated": ["notes"]}
 
 
@@ -47,8 +51,6 @@ PROGRAMS = {"xvfb": ["mousepad"], "simulated": ["notes"]}
 class Side:
     """Steps of one kind. took: seconds of each; cpu_s: of all."""
 
-    session: Session
-    server: ServerProcess
     exporters: Exporting | None
     took: list[float] = field(default_factory=list)
     cpu_s: float = 0.0
@@ -81,53 +83,60 @@ def main() -> None:
 
 async def measure(options: argparse.Namespace, folder: Path, url: str) -> tuple[Side, Side]:
     """The blocks, in turns."""
-    with contextlib.ExitStack() as stack:
-        servers = []
-        for name, endpoint in (("on", url), ("off", "")):
-            os.environ[export.ENDPOINT] = endpoint
-            (folder / name).mkdir()
-            servers.append(stack.enter_context(server_process(folder / name, provider=options.provider)))
-        os.environ[export.ENDPOINT] = url
-        exporters = export.begin(names.TRAINER, print)
-        if exporters is None:
-            sys.exit("nothing to measure: fix: pip install 'arpo[telemetry]'")
-        async with contextlib.AsyncExitStack() as sessions:
-            sides = []
-            for server, exports in zip(servers, (exporters, None), strict=True):
-                use(None)
-                client = await sessions.enter_async_context(EnvClient(server.url, server.token))
-                await client.wait_ready(120)
-                session = await sessions.enter_async_context(await client.open_session(task(options)))
-                sides.append(Side(session, server, exports))
-            on, off = sides
-            for side in (off, on):  # warms both up
-                await block(side, 5)
-                side.took.clear()
-                side.cpu_s = 0.0
-            for _ in range(options.rounds):
-                for side in (on, off, off, on):
-                    await block(side, options.steps)
-            use(None)
-        exporters.shutdown()
+    os.environ[export.ENDPOINT] = url
+    exporters = export.begin(names.TRAINER, print)
+    if exporters is None:
+        sys.exit("nothing to measure; fix: pip install 'arpo[telemetry]'")
+    use(None)
+    on, off = Side(exporters), Side(None)
+    token = folder / "token"
+    token.touch(mode=0o600)
+    token.write_text("benchmark\n")
+    provider = make_provider(options.provider, screen=SCREEN, desktops=1, start_timeout_s=120.0)
+    await provider.preflight()
+
+    async def desktop() -> GuestDesktop:
+        started = GuestDesktop(provider)
+        await started.start()
+        return started
+
+    settings = ServerSettings(provider=options.provider, screen=SCREEN, capacity=1)
+    try:
+        async with (
+            running_server(desktop, bind("127.0.0.1", 0), TokenFile(token), settings) as server,
+            EnvClient(server.url, "benchmark") as client,
+        ):
+            await client.wait_ready(120)
+            async with await client.open_session(task(options)) as session:
+                for side in (off, on):  # warms both up
+                    await block(side, session, 5)
+                    side.took.clear()
+                    side.cpu_s = 0.0
+                for _ in range(options.rounds):
+                    for side in (on, off, off, on):
+                        await block(side, session, options.steps)
+    finally:
+        await provider.close()
+    exporters.shutdown()
     return on, off
 
 
-async def block(side: Side, steps: int) -> None:
+async def block(side: Side, session: Session, steps: int) -> None:
     """Steps of one kind, an episode's in the eyes of tracing; and what is exported of them."""
     use(side.exporters)
-    before = cpu_s(side)
+    before = time.process_time()
     with tracing.span(names.EPISODE):
         operations = Operations()
         for turn in range(steps):
             began = time.perf_counter()
             with operations.of("step", turn, {names.ACTIONS: 1}):
-                await side.session.step([Type(text="ab")])
+                await session.step([Type(text="ab")])
             side.took.append(time.perf_counter() - began)
     use(None)
     await asyncio.sleep(
         pause_s()
     )  # the exporters' delay is over: what they do is counted here, in both kinds
-    side.cpu_s += cpu_s(side) - before
+    side.cpu_s += time.process_time() - before
 
 
 def pause_s() -> float:
@@ -139,12 +148,6 @@ def use(exporters: Exporting | None) -> None:
     """Turn this process's exporting on or off."""
     tracing.use(exporters.spans if exporters else None)
     metrics.use(exporters.metrics if exporters else None)
-
-
-def cpu_s(side: Side) -> float:
-    """CPU seconds so far of this process and of the env-server, all threads."""
-    threads = [*Path("/proc/self/task").iterdir(), *Path(f"/proc/{side.server.pid}/task").iterdir()]
-    return sum(int((thread / "schedstat").read_text().split()[0]) for thread in threads) / 1e9
 
 
 def report(provider: str, on: Side, off: Side) -> None:
