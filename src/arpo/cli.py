@@ -24,6 +24,9 @@ from arpo.console import Failed, run_app, until_signal
 from arpo.env_commands import env_app
 from arpo.evaluation_commands import compare_command, evaluate_command
 from arpo.replay_commands import replay_app
+from arpo.telemetry import names
+from arpo.telemetry.export import exporting
+from arpo.trace_command import trace_command
 from arpo.trainer.progress import Reporter
 from arpo.tunnel_commands import tunnel_app
 
@@ -41,6 +44,7 @@ app.add_typer(tasks_app, name="tasks")
 app.add_typer(env_app, name="env")
 app.add_typer(replay_app, name="replay")
 app.add_typer(tunnel_app, name="tunnel")
+app.command("trace")(trace_command)
 
 Arguments = Annotated[
     list[str],
@@ -120,7 +124,8 @@ def train(arguments: Arguments) -> None:
         from arpo.trainer.train import train as run_training
 
         stop = Stop(config.trainer.grace_s)
-        summary = asyncio.run(until_stopped(run_training(config, reporter, stop), stop))
+        with exporting(names.TRAINER, reporter.say):
+            summary = asyncio.run(until_stopped(run_training(config, reporter, stop), stop))
     print_summary(summary, out)
     if summary.missing:
         raise Failed("the run ended, but not every stage happened (see above)")
@@ -135,7 +140,8 @@ def imitate(arguments: Arguments) -> None:
     reporter = _reporter()
     from arpo.trainer.train import warm_start
 
-    result, checkpoint = _run(warm_start(config, reporter))
+    with exporting(names.TRAINER, reporter.say):
+        result, checkpoint = _run(warm_start(config, reporter))
     out.print(
         f"{result.demonstrations} demonstrations, {result.steps} steps: sampled whole with probability "
         f"{result.probability_before:.2g} → {result.probability_after:.2g}; checkpoint {checkpoint}"

@@ -13,6 +13,8 @@ from rich.console import Console
 from arpo.config.model import Config
 from arpo.console import EXIT_INTERRUPTED, EXIT_RESUME, Failed, Stopped, Terminated, until_signal
 from arpo.protocol.problems import ConfigError
+from arpo.telemetry import names
+from arpo.telemetry.export import exporting
 from arpo.trainer.progress import Reporter
 
 if TYPE_CHECKING:
@@ -28,7 +30,9 @@ def evaluate_command(config: Config, label: str, checkpoint: str, *, fresh: bool
     from arpo.trainer.evaluate import evaluate_run
 
     try:
-        result = asyncio.run(until_signal(evaluate_run(config, Reporter(), label, checkpoint, fresh=fresh)))
+        reporter = Reporter()
+        with exporting(names.TRAINER, reporter.say):
+            result = asyncio.run(until_signal(evaluate_run(config, reporter, label, checkpoint, fresh=fresh)))
     except Terminated:
         raise Stopped("terminated: the same command goes on", EXIT_RESUME) from None
     except KeyboardInterrupt:

@@ -33,7 +33,7 @@ SMALL = (
     "tasks.suite=simulated", "trainer.tasks_per_step=2", "trainer.eval_repeats=1", "trainer.eval_before=false",
     "rollout.group_size=3", "imitation.steps=30", "imitation.target_prob=0.3",
 )  # fmt: skip
-TIMED = {"started_at", "duration_s", "timings"}
+TIMED = {"started_at", "duration_s", "timings", "operations"}
 CLOCKED = ("seconds", "utilisation", "engine_requests", "rss")
 
 

@@ -126,9 +126,9 @@ class EnvClient:
         within seconds when there is no answer. Cancelled, it leaves no session behind.
         """
         request = CreateSession(task=dict(task), options=options or SessionOptions())
-        session = await self._created(request)
+        session, asked = await self._created(request)
         try:
-            await session.wait_reset()
+            await session.wait_reset(asked)
         except BaseException:
             await session.close()
             raise
@@ -149,7 +149,9 @@ class EnvClient:
         self._sessions.add(session)
         return session
 
-    async def _created(self, request: CreateSession) -> Session:
+    async def _created(self, request: CreateSession) -> tuple[Session, float]:
+        """The session, and when it was asked for."""
+
         def session_of(created: SessionCreated) -> Session:
             return self._session(created.session_id, created.lease, request.options.idle_timeout_s)
 
@@ -163,7 +165,7 @@ class EnvClient:
             self._in_background(creation.undo())
             raise
         self._sessions.add(session)
-        return session
+        return session, creation.asked
 
     def _session(self, session_id: str, lease: int, idle_timeout_s: float) -> Session:
         return Session(

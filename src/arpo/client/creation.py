@@ -17,6 +17,8 @@ from arpo.client.limits import Backoff, ClientTimeouts
 from arpo.client.transport import Call, Transport, UnansweredError
 from arpo.protocol.messages import CreateSession, SessionCreated
 from arpo.protocol.problems import ProblemCode, ProblemError
+from arpo.telemetry import names, tracing
+from arpo.telemetry.phases import phase
 
 log = logging.getLogger(__name__)
 
@@ -27,7 +29,7 @@ _SHORTAGES = frozenset({ProblemCode.CAPACITY, ProblemCode.START_FAILED})
 class Creation:
     """Use `made`; if that raises, whatever it raises, run `undo`.
 
-    release: gives back a session that nobody wants any more.
+    release: gives back a session that nobody wants any more. asked: when the last request was made (`time.monotonic`).
     """
 
     def __init__(
@@ -48,6 +50,7 @@ class Creation:
         self._idle_timeout_s = request.options.idle_timeout_s
         self._attempt: asyncio.Task[SessionCreated] | None = None
         self._unanswered = False
+        self.asked = time.monotonic()
 
     async def made(self) -> SessionCreated:
         """The session, as soon as there is a desktop for it.
@@ -55,7 +58,14 @@ class Creation:
         Raises ProblemError: a shortage that lasted for `capacity_s`; backend_lost after a few attempts without an
         answer, at once while the circuit is open.
         """
-        deadline = time.monotonic() + self._timeouts.capacity_s
+        began = time.monotonic()
+        try:
+            with phase("lease"):
+                return await self._leased(began + self._timeouts.capacity_s)
+        finally:
+            tracing.finished(names.LEASE, began, time.monotonic() - began)
+
+    async def _leased(self, deadline: float) -> SessionCreated:
         shortages = failures = 0
         while True:
             # A task of its own: cancelled half-way, it could not tell whether there is a session.
@@ -87,6 +97,7 @@ class Creation:
             await self._release(created)
 
     async def _ask(self) -> SessionCreated:
+        self.asked = time.monotonic()
         try:
             answer = await self._transport.quick(self._call, attempts=1)
         except UnansweredError as error:

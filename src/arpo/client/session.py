@@ -21,6 +21,7 @@ from typing import Self
 from pydantic import ValidationError
 
 from arpo.client.limits import ClientTimeouts
+from arpo.client.timing import count_phases
 from arpo.client.transport import Answer, Call, Transport
 from arpo.protocol.actions import Action, Wait
 from arpo.protocol.codec import readable
@@ -93,9 +94,13 @@ class Session:
             raise RuntimeError("the session has not been reset yet")
         return self._observation
 
-    async def wait_reset(self) -> None:
-        """Wait for the reset by long polls; `open_session` has done so. Raises why it failed."""
-        await self._begin(self._timeouts.reset_s, ProblemCode.RESET_FAILED)
+    async def wait_reset(self, asked: float | None = None) -> None:
+        """Wait for the reset by long polls; `open_session` has done so. Raises why it failed.
+
+        asked: when the session was asked for (`time.monotonic`), by default now.
+        """
+        asked = time.monotonic() if asked is None else asked
+        count_phases(await self._begin(self._timeouts.reset_s, ProblemCode.RESET_FAILED), asked)
 
     async def resume(self) -> None:
         """Take up a session that another client object opened: its seq and what it shows, once its desktop is at
@@ -173,12 +178,18 @@ class Session:
             self._release = self._spawn(self._delete())
         await asyncio.wait({self._release}, timeout=self._timeouts.close_s)
 
-    async def _begin(self, limit_s: float, late: ProblemCode) -> None:
-        """Learn seq and picture from the server once the desktop is at rest, and keep the session from then on."""
+    async def _begin(self, limit_s: float, late: ProblemCode) -> str:
+        """Learn seq and picture from the server once the desktop is at rest, and keep the session from then on.
+
+        Returns the server's account of the time, of the reset alone.
+        """
         try:
             async with self._transport.contact.timeout(limit_s):
-                while (view := await self._view(self._timeouts.poll_s)).state in _RUNNING:
-                    pass
+                while True:
+                    answer = await self._call("GET", hold_s=self._timeouts.poll_s)
+                    view = _sound(answer)
+                    if view.state not in _RUNNING:
+                        break
         except TimeoutError as error:
             raise ProblemError(
                 late, f"the desktop of session {self.id} was not ready after {limit_s:g} s"
@@ -190,6 +201,7 @@ class Session:
         self.seq = view.seq
         self._observation = await self._with_picture(view.observation)
         self._heartbeat = asyncio.create_task(self._beat(), name=f"heartbeat of {self.id}")
+        return answer.timing
 
     async def _finish(
         self, verb: str, request: StepRequest | EvaluateRequest, limit_s: float, late: ProblemCode
@@ -197,23 +209,18 @@ class Session:
         """Submit an operation, and again while it is running: the server joins them. Raises `late` when it has not
         ended in time.
         """
+        began = time.monotonic()
         try:
             async with self._transport.contact.timeout(limit_s):
                 while True:
                     answer = await self._call("POST", verb, request, hold_s=self._timeouts.poll_s)
                     if answer.status != 202:
+                        count_phases(answer.timing, began)
                         return answer
         except TimeoutError as error:
             raise ProblemError(
                 late, f"{verb[1:]} of session {self.id} has not ended after {limit_s:g} s"
             ) from error
-
-    async def _view(self, hold_s: float = 0.0) -> SessionView:
-        """The session as the server sees it. Raises its problem."""
-        view = (await self._call("GET", hold_s=hold_s)).read(SessionView)
-        if view.problem is not None:
-            raise ProblemError.of(view.problem)
-        return view
 
     async def _with_picture(self, observation: Observation) -> Observation:
         """The observation with its bytes: as they came, or of the picture before, or fetched."""
@@ -226,7 +233,7 @@ class Session:
             return observation
         before = self._observation
         if before is None or before.screenshot.sha256 != picture.sha256:
-            shown = (await self._view()).observation
+            shown = _sound(await self._call("GET", hold_s=0.0)).observation
             if shown is None or not shown.screenshot.data or shown.screenshot.sha256 != picture.sha256:
                 raise ProblemError(
                     ProblemCode.BACKEND_LOST,
@@ -278,3 +285,11 @@ class Session:
         except ProblemError as error:
             # Gone already, or its server is: nothing holds the desktop any more, or the idle time-out ends it.
             log.debug("release of session %s: %s", self.id, error)
+
+
+def _sound(answer: Answer) -> SessionView:
+    """The session as the server sees it. Raises its problem."""
+    view = answer.read(SessionView)
+    if view.problem is not None:
+        raise ProblemError.of(view.problem)
+    return view

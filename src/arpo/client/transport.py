@@ -5,6 +5,7 @@ Invariants
   was no usable answer. No httpx error leaves this module.
 - Everything that is sent may be sent twice: what is no repeat by nature carries a key or a seq by which the server
   tells. So the only question is for how long to try.
+- Every attempt carries the current span as its traceparent: all of an operation's requests belong to the same one.
 """
 
 from __future__ import annotations
@@ -26,8 +27,10 @@ from arpo.client.circuit import Circuit, CircuitOpenError
 from arpo.client.connections import ShardedTransport
 from arpo.client.contact import Contact
 from arpo.client.limits import Backoff, ClientTimeouts
+from arpo.protocol import timing
 from arpo.protocol.codec import MSGPACK, PROBLEM_JSON, CodecError, decode, encode, media_type
 from arpo.protocol.problems import ConfigError, Problem, ProblemCode, ProblemError
+from arpo.telemetry import tracing
 
 log = logging.getLogger(__name__)
 
@@ -56,6 +59,8 @@ class Answer:
     encoding: str
     content: bytes
     url: str
+    timing: str = ""
+    """Where the operation's time went (`arpo.protocol.timing`), when the server says so."""
 
     def read(self, kind: type[M]) -> M:
         """The message in it. Raises ProblemError backend_lost when it is another."""
@@ -218,7 +223,7 @@ class Transport:
 
     async def _once(self, call: Call) -> Answer:
         body = None if call.message is None else encode(call.message, MSGPACK)
-        headers = dict(call.headers or {})
+        headers = {**tracing.headers(), **(call.headers or {})}
         if body is not None:
             headers["Content-Type"] = MSGPACK
         limits = self._timeouts
@@ -238,7 +243,13 @@ class Transport:
             raise _NoAnswerError(f"unreadable answer: {error}") from error
         encoding = media_type(response.headers.get("content-type"))
         if response.is_success:
-            return Answer(response.status_code, encoding, response.content, self.url)
+            return Answer(
+                response.status_code,
+                encoding,
+                response.content,
+                self.url,
+                response.headers.get(timing.HEADER, ""),
+            )
         if encoding == PROBLEM_JSON:
             try:
                 problem = Problem.model_validate_json(response.content)

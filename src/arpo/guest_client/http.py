@@ -86,7 +86,7 @@ class HttpGuestClient:
             "POST", "/arpo/act", json=body, read_s=_READ_S + settle.ceiling_s + _duration_s(actions)
         )
         settling_s = answer.parsed(_SETTLED)["seconds"]
-        add_phase("act", time.monotonic() - start - settling_s)
+        add_phase("act", time.monotonic() - start - settling_s, start)
         add_phase("settle", settling_s)
 
     async def settle(self, settle: Settle) -> None:

@@ -71,7 +71,10 @@ _TRAITS: dict[ProblemCode, tuple[int, Fault, bool]] = {
 
 
 class Problem(BaseModel):
-    """An `application/problem+json` body."""
+    """An `application/problem+json` body.
+
+    trace_id: of the trace that the request belongs to, if it named one by a `traceparent`.
+    """
 
     model_config = ConfigDict(extra="ignore", frozen=True)
 
@@ -80,6 +83,7 @@ class Problem(BaseModel):
     fault: Fault
     retryable: bool
     retry_after_s: float | None = None
+    trace_id: str | None = None
 
 
 class ArpoError(Exception):

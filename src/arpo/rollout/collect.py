@@ -21,6 +21,7 @@ from arpo.rollout.episode import EpisodeRules, EpisodeRunner
 from arpo.rollout.groups import Batch, Episode, Group
 from arpo.rollout.scheduler import Scheduler
 from arpo.rollout.usage import Usage
+from arpo.telemetry import tracing
 from arpo.trajectory import Trajectory
 
 _UNREACHABLE = frozenset({ProblemCode.BACKEND_LOST, ProblemCode.LEASE_LOST})
@@ -143,7 +144,10 @@ class Rollouts:
             if episode is None:
                 break
             self.usage.episode(+1)
-            self._episodes[episode.id] = self._tasks.create_task(self._run(episode))
+            # an episode is a trace of its own, and no part of the step that happens to begin it
+            self._episodes[episode.id] = self._tasks.create_task(
+                self._run(episode), context=tracing.detached()
+            )
 
     async def _run(self, episode: Episode) -> None:
         collector = self._collector

@@ -7,9 +7,7 @@ whatever failed on the way is its `problem`, and then it has none.
 from __future__ import annotations
 
 import time
-from collections import defaultdict
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field, replace
 
 from arpo.agent.grammar import FormatError
@@ -22,7 +20,10 @@ from arpo.protocol.problems import Problem, ProblemCode, ProblemError
 from arpo.rollout.dialogue import Dialogue, Reply, Words, open_dialogue
 from arpo.rollout.engines.base import AnyEngine, EngineError, Sampling
 from arpo.rollout.groups import Episode
+from arpo.rollout.operations import Operations
 from arpo.rollout.row import Encoder
+from arpo.telemetry import names, tracing
+from arpo.telemetry.phases import add_phase
 from arpo.trajectory import Trajectory, Turn
 from arpo.trajectory.store import ScreenshotStore
 
@@ -73,10 +74,32 @@ class EpisodeRunner:
     async def run(
         self, episode: Episode, engine: AnyEngine, rules: EpisodeRules, watch: Watch = _unwatched
     ) -> Trajectory:
-        """Run an episode to its end. Environment and engine failures are in the trajectory.
+        """Run an episode to its end, as a trace of its own. Environment and engine failures are in the trajectory.
 
         Raises EngineUnusableError alone.
         """
+        about = {
+            names.EPISODE_ID: episode.id,
+            names.GROUP_ID: episode.group_id,
+            names.TASK_ID: episode.task.id,
+            names.TASK_DOMAIN: episode.task.domain,
+        }
+        with tracing.span(names.EPISODE, about) as span:
+            trajectory = await self._run(episode, engine, rules, watch)
+            span.set(names.TURNS, len(trajectory.turns))
+            span.set(names.SCORE, trajectory.score)
+            span.set(names.FORMAT_ERRORS, sum(turn.format_error is not None for turn in trajectory.turns))
+            span.set(names.POLICY_VERSION, trajectory.policy_version if trajectory.turns else None)
+            if trajectory.problem is not None:
+                span.fail(trajectory.problem.code.value, trajectory.problem.fault.value)
+        if span.context is None:
+            return trajectory
+        traced = {"trace_id": span.context.trace_id, "span_id": span.context.span_id}
+        return trajectory.model_copy(update=traced)
+
+    async def _run(
+        self, episode: Episode, engine: AnyEngine, rules: EpisodeRules, watch: Watch
+    ) -> Trajectory:
         profile = self._profile
         prompt = profile.user_prompt(episode.task.instruction)
         attempt = _Attempt(open_dialogue(engine, self._language, profile.system(), prompt))
@@ -85,11 +108,11 @@ class EpisodeRunner:
         problem: Problem | None = None
         try:
             async with self.contact.timeout(rules.timeout_s):
-                with attempt.phase("reset"):
+                with attempt.operations.of("reset"):
                     session = await self._env.open_session(episode.task.wire(), rules.options)
                 async with session:
                     await self._act(attempt, session, episode, rules, watch)
-                    with attempt.phase("evaluate"):
+                    with attempt.operations.of("evaluate"):
                         attempt.score = await session.evaluate()
         except ProblemError as error:
             problem = error.problem
@@ -116,7 +139,8 @@ class EpisodeRunner:
             problem=problem,
             started_at=started,
             duration_s=time.monotonic() - clock,
-            timings=dict(attempt.timings),
+            timings=dict(attempt.operations.timings),
+            operations=tuple(attempt.operations.done),
         )
         return trajectory if rules.keep_row else trajectory.without_row()
 
@@ -129,8 +153,13 @@ class EpisodeRunner:
             self._screenshots.put(screenshot.data)
             attempt.dialogue.observe(screenshot)
             sampling = replace(rules.sampling, seed=episode.seed + turn)
-            with attempt.phase("generate"):
+            with attempt.operations.of("generate", turn) as span:
+                asked = time.monotonic()
                 reply = await watch(attempt.dialogue.reply(sampling))
+                if reply.queued_s:
+                    add_phase("queue", reply.queued_s, asked)
+                span.set(names.POLICY_VERSION, reply.policy_version)
+                span.set(names.TOKENS, reply.end - reply.start)
             actions: list[Action] = []
             format_error: str | None = None
             try:
@@ -155,7 +184,7 @@ class EpisodeRunner:
                 if attempt.format_errors >= rules.max_format_errors:
                     break
                 continue
-            with attempt.phase("step"):
+            with attempt.operations.of("step", turn, {names.ACTIONS: len(actions)}):
                 stepped = await session.step(actions)
             if stepped.done:
                 break
@@ -171,13 +200,4 @@ class _Attempt:
     format_errors: int = 0
     score: float | None = None
     final_observation: str | None = None
-    timings: dict[str, float] = field(default_factory=lambda: defaultdict(float))
-
-    @contextmanager
-    def phase(self, name: str) -> Iterator[None]:
-        """Count the seconds spent inside under a phase's name."""
-        start = time.monotonic()
-        try:
-            yield
-        finally:
-            self.timings[name] += time.monotonic() - start
+    operations: Operations = field(default_factory=Operations)

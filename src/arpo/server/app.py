@@ -12,7 +12,7 @@ from arpo.server.legacy import legacy_routes
 from arpo.server.legacy_access import LegacyAccess
 from arpo.server.legacy_sessions import LegacySettings
 from arpo.server.manager import SessionManager
-from arpo.server.middleware import BearerAuth, RequestBody
+from arpo.server.middleware import BearerAuth, RequestBody, TraceContext
 from arpo.server.session_routes import session_routes
 from arpo.server.status_routes import probe_routes, status_routes
 from arpo.server.tokens import TokenFile
@@ -67,6 +67,7 @@ def create_app(
         problem_response=problem_response,
         anonymous=without_token.caller if without_token else None,
     )
+    app.add_middleware(TraceContext)
     install_error_handlers(app, problem_response)
     app.include_router(session_routes(manager))
     app.include_router(probe_routes(manager))

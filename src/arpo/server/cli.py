@@ -50,6 +50,8 @@ from arpo.server.service import ServerSettings, bind, running_server
 from arpo.server.stop_request import StopRequest
 from arpo.server.tokens import TokenFile, ensure_token_file
 from arpo.server.url_file import published
+from arpo.telemetry import names
+from arpo.telemetry.export import exporting
 
 log = logging.getLogger("arpo.server")
 console = Console(stderr=True, highlight=False, soft_wrap=True)
@@ -273,7 +275,8 @@ def serve(
         url_file=url_file,
         exit_with=exit_with,
     )
-    return asyncio.run(_serve(options))
+    with exporting(names.ENV_SERVER, log.warning):
+        return asyncio.run(_serve(options))
 
 
 async def _serve(options: Options) -> int:

@@ -15,6 +15,7 @@ from starlette.exceptions import HTTPException
 from arpo.protocol.codec import PROBLEM_JSON
 from arpo.protocol.problems import Problem, ProblemCode, ProblemError
 from arpo.server.metrics import ServerMetrics
+from arpo.telemetry import tracing
 
 REQUEST_PROBLEMS = (
     ProblemCode.UNAUTHORIZED,
@@ -49,7 +50,8 @@ class ProblemResponses:
         # What a client sent may come back in the detail, and JSON texts can hold lone surrogates, which UTF-8
         # cannot.
         detail = problem.detail.encode("utf-8", "replace").decode()
-        body = problem.model_copy(update={"detail": detail}).model_dump_json(exclude_none=True)
+        answered = problem.model_copy(update={"detail": detail, "trace_id": tracing.trace_id()})
+        body = answered.model_dump_json(exclude_none=True)
         return Response(body, status_code=status or error.status, media_type=PROBLEM_JSON, headers=extra)
 
 

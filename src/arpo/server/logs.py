@@ -9,6 +9,8 @@ import logging
 import sys
 from enum import StrEnum
 
+from arpo.telemetry.logs import add_trace_id
+
 
 class LogLevel(StrEnum):
     """What is logged."""
@@ -20,10 +22,11 @@ class LogLevel(StrEnum):
 
 
 def configure_logging(level: LogLevel) -> None:
-    """Log to stderr from this level on; `debug` logs every request."""
-    logging.basicConfig(
-        level=level.value.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr
-    )
+    """Log to stderr from this level on, with the trace that a line belongs to; `debug` logs every request."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s%(trace)s"))
+    handler.addFilter(add_trace_id)
+    logging.basicConfig(level=level.value.upper(), handlers=[handler])
     if level is not LogLevel.debug:
         # Every screenshot is a request of the guest's client; uvicorn says nothing that is not said here.
         for chatty in ("httpx", "uvicorn"):

@@ -35,6 +35,7 @@ from arpo.protocol.messages import (
 from arpo.protocol.problems import Fault, Problem, ProblemCode, ProblemError
 from arpo.server.callers import Caller
 from arpo.server.calls import call, score
+from arpo.server.measured import Measurement, measured
 from arpo.server.metrics import ServerMetrics, counts
 from arpo.server.overview import pool_status, session_list
 from arpo.server.pool import DesktopPool, Slot, SlotState, Verdict
@@ -42,7 +43,8 @@ from arpo.server.registry import CreationKey, Entry, Operation, SessionRegistry
 from arpo.server.screenshots import Encoder
 from arpo.server.sessions import OVER, RUNNING, Decision, Session
 from arpo.tasks.model import Task
-from arpo.telemetry.phases import Phases, phase, record
+from arpo.telemetry import names
+from arpo.telemetry.phases import phase
 
 log = logging.getLogger(__name__)
 
@@ -69,18 +71,16 @@ class SessionManager:
 
     def __post_init__(self) -> None:
         self.metrics.watch(
-            "arpo_sessions",
-            "Sessions by state; closed ones are left out.",
-            "state",
+            names.SERVER_SESSIONS,
+            names.STATE,
             lambda: counts(
                 (entry.session.state for entry in self._sessions.open()),
                 [state for state in SessionState if state is not SessionState.CLOSED],
             ),
         )
         self.metrics.watch(
-            "arpo_desktops",
-            "Desktops by state.",
-            "state",
+            names.SERVER_DESKTOPS,
+            names.STATE,
             lambda: counts((desktop.state for desktop in self.pool.view()), SlotState),
         )
 
@@ -154,12 +154,12 @@ class SessionManager:
             entry.session.check_lease(lease)
         self._close(entry, "its client released it" if entry.owner == caller.name else "an operator ended it")
 
-    def phases(self, session_id: str, caller: Caller, operation: str) -> Phases:
-        """What an operation spent its time on, seconds: the session's last one, `evaluate` or `step <seq>`; empty for
-        an earlier one.
+    def measurement(self, session_id: str, caller: Caller, operation: str) -> Measurement | None:
+        """What an operation spent its time on, the session's last one, `reset`, `evaluate` or `step <seq>`; None for an
+        earlier one.
         """
-        entry = self._sessions.find(session_id, caller)
-        return entry.phases if entry.measured == operation else {}
+        last = self._sessions.find(session_id, caller).measurement
+        return last if last is not None and last.operation == operation else None
 
     def sessions_of(self, caller: Caller) -> SessionList:
         """The caller's sessions that are not closed; everybody's for an admin."""
@@ -292,23 +292,7 @@ class SessionManager:
             )
 
     def _run(self, entry: Entry, name: str, work: Coroutine[None, None, Problem | None]) -> None:
-        entry.operation = self._tasks.create_task(self._measured(entry, name, work))
-
-    async def _measured(
-        self, entry: Entry, name: str, work: Coroutine[None, None, Problem | None]
-    ) -> Problem | None:
-        started = time.monotonic()
-        outcome = "cancelled"
-        with record() as phases:
-            entry.phases, entry.measured = phases, name
-            try:
-                problem = await work
-                outcome = "ok" if problem is None else problem.code.value
-            finally:
-                self.metrics.operation_ended(
-                    name.partition(" ")[0], outcome, time.monotonic() - started, phases
-                )
-        return problem
+        entry.operation = self._tasks.create_task(measured(entry, name, work, self.metrics))
 
     async def _at_rest(self, entry: Entry, wait_s: float) -> None:
         if entry.operation is not None and entry.session.state in RUNNING:

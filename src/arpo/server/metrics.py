@@ -1,4 +1,4 @@
-"""What the env-server counts, as Prometheus reads it.
+"""What the env-server counts, as Prometheus reads it and as it is exported by OTLP.
 
 Invariant: every operation is counted once, with how it ended; a number that can be read off the sessions or the
 pool is read there at the time of asking, never kept twice.
@@ -14,9 +14,11 @@ from prometheus_client import Counter as PrometheusCounter
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+from arpo.telemetry import metrics as otlp
+from arpo.telemetry import names
+from arpo.telemetry.names import BUCKETS_S
 
-_SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0)
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 
 class ServerMetrics:
@@ -28,14 +30,14 @@ class ServerMetrics:
             "arpo_operation_seconds",
             "Desktop operations by how they ended: `ok`, `cancelled` or the code of the problem.",
             ("operation", "outcome"),
-            buckets=_SECONDS,
+            buckets=BUCKETS_S,
             registry=self._registry,
         )
         self._phases = Histogram(
             "arpo_phase_seconds",
             "What operations spend their time on.",
             ("operation", "phase"),
-            buckets=_SECONDS,
+            buckets=BUCKETS_S,
             registry=self._registry,
         )
         self._problems = PrometheusCounter(
@@ -60,24 +62,34 @@ class ServerMetrics:
     ) -> None:
         """A reset, step or evaluation came to its end."""
         self._operations.labels(operation, outcome).observe(seconds)
+        otlp.record(names.SERVER_OPERATION, seconds, {names.OPERATION: operation, names.OUTCOME: outcome})
         for name, spent in phases.items():
             self._phases.labels(operation, name).observe(spent)
+            otlp.record(names.SERVER_PHASE, spent, {names.OPERATION: operation, names.PHASE: name})
 
     def problem_answered(self, code: str, fault: str) -> None:
         """A request was answered with a problem."""
         self._problems.labels(code, fault).inc()
+        otlp.record(names.SERVER_PROBLEMS, 1, {names.FAULT_CODE: code, names.FAULT: fault})
 
     def step_repeated(self) -> None:
         """A step that had been applied, or was running, was sent again."""
         self._repeats.inc()
+        otlp.record(names.SERVER_REPEATS, 1)
 
     def session_reaped(self) -> None:
         """A session ended by silence."""
         self._reaped.inc()
+        otlp.record(names.SERVER_REAPED, 1)
 
-    def watch(self, name: str, text: str, label: str, count: Callable[[], Mapping[str, int]]) -> None:
-        """Add a gauge whose values by label are asked for whenever the metrics are read."""
-        self._registry.register(_Watched(name, text, label, count))
+    def watch(
+        self, metric: names.Metric, label: names.Attribute, count: Callable[[], Mapping[str, int]]
+    ) -> None:
+        """Add a gauge whose values by label are asked for whenever the metrics are read or sent."""
+        self._registry.register(
+            _Watched(metric.prometheus, f"{metric.what.capitalize()}.", label.label, count)
+        )
+        otlp.watch(metric, label, count)
 
     def text(self) -> bytes:
         """All metrics in Prometheus' text format."""

@@ -1,4 +1,4 @@
-"""What stands before the routes: the bearer token, the size and the pace of a body, and MessagePack bodies."""
+"""What stands before the routes: the trace, the bearer token, the size and the pace of a body, and MessagePack bodies."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from arpo.protocol.problems import ProblemCode, ProblemError
 from arpo.server.callers import Caller
 from arpo.server.errors import ProblemResponses
 from arpo.server.tokens import TokenFile
+from arpo.telemetry import tracing
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -27,6 +28,20 @@ DROPPED_BYTES = 64 * 1024 * 1024
 
 Anonymous = Callable[[Scope], Caller | None]
 """Who a request without a token comes from; None when it needs one. Raises ProblemError forbidden."""
+
+
+class TraceContext:
+    """Makes a request, and the operations that it begins, part of the trace that its `traceparent` names."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """The ASGI call."""
+        if scope["type"] == "http":
+            # without the header, too: uvicorn begins a pipelined request in the context of the one before
+            tracing.adopt(header(scope, tracing.TRACEPARENT.encode()).decode("latin-1"))
+        await self._app(scope, receive, send)
 
 
 class BearerAuth:

@@ -22,7 +22,7 @@ from enum import Enum, StrEnum
 from arpo.desktop.base import Desktop
 from arpo.protocol.problems import ProblemCode, ProblemError
 from arpo.providers.base import ProviderError
-from arpo.telemetry import phases
+from arpo.telemetry import phases, tracing
 
 log = logging.getLogger(__name__)
 
@@ -216,7 +216,7 @@ class DesktopPool:
         if self._draining:
             renewal.close()
             return
-        task = self._tasks.create_task(renewal)
+        task = self._tasks.create_task(renewal, context=tracing.detached())
         self._renewals.add(task)
         task.add_done_callback(self._renewals.discard)
 

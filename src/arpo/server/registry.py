@@ -12,14 +12,14 @@ import re
 import secrets
 from collections import OrderedDict
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from arpo.protocol.problems import Problem, ProblemCode, ProblemError
 from arpo.server.callers import Caller
+from arpo.server.measured import Measurement
 from arpo.server.pool import Slot
 from arpo.server.screenshots import Encoder
 from arpo.server.sessions import OVER, Session
-from arpo.telemetry.phases import Phases
 
 Operation = asyncio.Task[Problem | None]
 """A desktop call at work; its result is what went wrong, if anything did. Not an exception: those keep alive whatever
@@ -42,10 +42,7 @@ class CreationKey:
 
 @dataclass(eq=False)
 class Entry:
-    """A session with its owner and with what it holds.
-
-    phases: what the last operation spent its time on, seconds; measured: which one that was.
-    """
+    """A session with its owner and with what it holds. measurement: of its last operation."""
 
     session: Session
     owner: str
@@ -55,12 +52,12 @@ class Entry:
     slot: Slot | None
     creation: CreationKey | None = None
     operation: Operation | None = None
-    phases: Phases = field(default_factory=dict)
-    measured: str = ""
+    measurement: Measurement | None = None
 
     def forget_operation(self) -> None:
         """The session is closed and its last operation has ended."""
         self.operation = None
+        self.measurement = None
 
 
 class SessionRegistry:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
 from typing import Annotated
 
 from fastapi import APIRouter, Header, Path, Query, Request, Response, Security
 
+from arpo.protocol import timing
 from arpo.protocol.messages import (
     CreateSession,
     EvaluateReply,
@@ -23,6 +23,7 @@ from arpo.protocol.messages import (
 from arpo.protocol.problems import ConfigError, ProblemCode, ProblemError
 from arpo.server.errors import REQUEST_PROBLEMS, problem_responses
 from arpo.server.manager import SessionManager
+from arpo.server.measured import Measurement
 from arpo.server.registry import CreationKey
 from arpo.server.replies import BEARER, BOTH, Trainer, reply
 from arpo.tasks.validate import parse_task
@@ -110,7 +111,10 @@ def session_routes(manager: SessionManager) -> APIRouter:
         session_id: SessionId, request: Request, caller: Trainer, wait_s: WaitS = 0.0
     ) -> Response:
         """Where the session is. With `wait_s` the answer waits until the desktop has come to rest."""
-        return reply(request, await manager.view(session_id, caller, wait_s))
+        view = await manager.view(session_id, caller, wait_s)
+        # while nothing was done but the reset, a client that waits for it learns where its time went
+        headers = _timing(manager.measurement(session_id, caller, "reset")) if view.observation else {}
+        return reply(request, view, headers=headers)
 
     @router.post(
         "/{session_id}/step",
@@ -134,7 +138,9 @@ def session_routes(manager: SessionManager) -> APIRouter:
         answer = await manager.step(session_id, caller, body, wait_s)
         if answer is None:
             return reply(request, await manager.view(session_id, caller), 202)
-        return reply(request, answer, headers=_timing(manager.phases(session_id, caller, f"step {body.seq}")))
+        return reply(
+            request, answer, headers=_timing(manager.measurement(session_id, caller, f"step {body.seq}"))
+        )
 
     @router.post(
         "/{session_id}/evaluate",
@@ -160,7 +166,7 @@ def session_routes(manager: SessionManager) -> APIRouter:
         score = await manager.evaluate(session_id, caller, body.lease, wait_s)
         if score is None:
             return reply(request, await manager.view(session_id, caller), 202)
-        headers = _timing(manager.phases(session_id, caller, "evaluate"))
+        headers = _timing(manager.measurement(session_id, caller, "evaluate"))
         return reply(request, EvaluateReply(score=score), headers=headers)
 
     @router.post("/{session_id}/heartbeat", status_code=204, responses=problem_responses(*_EPISODE_PROBLEMS))
@@ -182,7 +188,12 @@ def _digest(body: CreateSession) -> bytes:
     return hashlib.sha256(json.dumps(body.model_dump(mode="json"), sort_keys=True).encode()).digest()
 
 
-def _timing(phases: Mapping[str, float]) -> dict[str, str]:
-    """`Server-Timing` (https://www.w3.org/TR/server-timing/): milliseconds by phase."""
-    spent = ", ".join(f"{name};dur={seconds * 1000:.2f}" for name, seconds in phases.items())
-    return {"Server-Timing": spent} if spent else {}
+def _timing(measurement: Measurement | None) -> dict[str, str]:
+    if measurement is None or not measurement.phases.intervals:
+        return {}
+    began = measurement.started
+    return {
+        timing.HEADER: timing.write_timing(
+            timing.Spent(one.name, one.start - began, one.seconds) for one in measurement.phases.intervals
+        )
+    }

@@ -13,9 +13,32 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from typing import NamedTuple
 
-Phases = dict[str, float]
-"""Seconds by phase, in the order in which the phases ended first; a phase that ran twice counts its sum."""
+
+class Interval(NamedTuple):
+    """One run of a phase. start: of `time.monotonic`."""
+
+    name: str
+    start: float
+    seconds: float
+
+
+class Phases(dict[str, float]):
+    """Seconds by phase, in the order in which the phases ended first; a phase that ran twice counts its sum.
+
+    intervals: every run of a phase, in the order in which they ended.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.intervals: list[Interval] = []
+
+    def add(self, interval: Interval) -> None:
+        """Count a phase."""
+        self[interval.name] = self.get(interval.name, 0.0) + interval.seconds
+        self.intervals.append(interval)
+
 
 _recorder: ContextVar[Phases | None] = ContextVar("arpo_phases", default=None)
 
@@ -23,7 +46,7 @@ _recorder: ContextVar[Phases | None] = ContextVar("arpo_phases", default=None)
 @contextmanager
 def record() -> Iterator[Phases]:
     """Collect the phases of everything awaited inside, instead of an outer recorder."""
-    phases: Phases = {}
+    phases = Phases()
     token = _recorder.set(phases)
     try:
         yield phases
@@ -38,11 +61,11 @@ def phase(name: str) -> Iterator[None]:
     try:
         yield
     finally:
-        add_phase(name, time.monotonic() - start)
+        add_phase(name, time.monotonic() - start, start)
 
 
-def add_phase(name: str, seconds: float) -> None:
-    """Count seconds that somebody else has measured, a guest for instance."""
+def add_phase(name: str, seconds: float, start: float | None = None) -> None:
+    """Count seconds that somebody else has measured, a guest for instance. start: by default they end now."""
     phases = _recorder.get()
     if phases is not None:
-        phases[name] = phases.get(name, 0.0) + seconds
+        phases.add(Interval(name, time.monotonic() - seconds if start is None else start, seconds))

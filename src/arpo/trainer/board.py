@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Iterator, Set
+from collections.abc import Iterator, Sequence, Set
 from contextlib import contextmanager
 
 from arpo.config.model import Config
 from arpo.rollout.collect import Rollouts
 from arpo.rollout.usage import Usage
+from arpo.telemetry import names, tracing
+from arpo.telemetry.names import SpanName
+from arpo.telemetry.tracing import Span
+from arpo.trainer.exported import export_episode
 from arpo.trainer.process import rss_gib
 from arpo.trainer.state import Progress
 from arpo.trainer.status import Status, eta_s
-from arpo.trajectory import Trajectory
+from arpo.trajectory import GroupMember, Trajectory
 
 _JUDGED = 64
 """The latest episodes whose share of successes is shown."""
@@ -32,20 +36,23 @@ class Board:
         self._judged: deque[bool] = deque(maxlen=_JUDGED)
         self._episodes = 0
         self._step_began = time.monotonic()
+        self._span = Span()
         self.progress = Progress()
         self.rollouts: Rollouts | None = None
 
     @contextmanager
-    def phase(self, name: str) -> Iterator[None]:
-        """What the learner's side does inside."""
+    def phase(self, name: str, span: SpanName | None = None) -> Iterator[Span]:
+        """What the learner's side does inside. span: what that is in the trace of the step in hand, if there is one."""
         self._phases.append(name)
         try:
-            yield
+            with tracing.span(span) if span else Span() as traced:
+                yield traced
         finally:
             self._phases.pop()
 
     def ended(self, trajectory: Trajectory) -> None:
         """An episode of training ended."""
+        export_episode(trajectory, self._config.replay.success_above)
         if trajectory.valid:
             self._episodes += 1
             self._judged.append(trajectory.succeeded(self._config.replay.success_above))
@@ -54,9 +61,23 @@ class Board:
         """A step has its batch: from now on episodes count for the next one."""
         self._episodes = 0
 
-    def begun(self) -> None:
-        """A step begins."""
+    @contextmanager
+    def step(self, number: int, version: int) -> Iterator[Span]:
+        """A step is made inside, as a trace of its own. version: of the policy that it steps from."""
         self._step_began = time.monotonic()
+        about: dict[names.Attribute, names.Value] = {
+            names.TRAIN_STEP_NUMBER: number,
+            names.POLICY_VERSION: version,
+            names.RUN: self._config.run.name,
+        }
+        with tracing.span(names.TRAIN_STEP, about) as self._span:
+            yield self._span
+
+    def learns_from(self, members: Sequence[Sequence[GroupMember]]) -> None:
+        """The step in hand learns from these groups: its trace points to their episodes."""
+        learned = [member.trajectory for group in members for member in group]
+        self._span.set(names.EPISODES, len(learned))
+        tracing.link_all(self._span, [(one.trace_id, one.span_id) for one in learned])
 
     def status(self) -> Status:
         """Now."""

@@ -27,6 +27,7 @@ STOP_TIMEOUT_S = 30.0
 DRAIN_S = 3.0
 """The run is over when its server is stopped: nobody waits for what its desktops still do."""
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.25, 30.0
+_OURS = frozenset({"RAY_AUTH_TOKEN", "OTEL_SERVICE_NAME"})
 STABLE_S = 60.0
 """A server that ran for this long before it ended is restarted as soon as one that ends for the first time."""
 
@@ -118,6 +119,7 @@ class EmbeddedServer:
             ) from error
         with log:
             self._said_before = log.tell()
+            # In traces it has a name of its own.
             # Its desktops run what the policy asks for, and must never give orders to the run's Ray cluster.
             # A session of its own: Ctrl-C in the terminal reaches the trainer only, which then stops the server in order.
             self._process = await asyncio.create_subprocess_exec(
@@ -125,7 +127,7 @@ class EmbeddedServer:
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
-                env={name: value for name, value in os.environ.items() if name != "RAY_AUTH_TOKEN"},
+                env={name: value for name, value in os.environ.items() if name not in _OURS},
                 start_new_session=True,
             )
         deadline = time.monotonic() + self._start_timeout_s

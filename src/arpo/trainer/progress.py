@@ -20,6 +20,7 @@ from rich.progress import (
 )
 from rich.text import Text
 
+from arpo.telemetry.logs import suffix
 from arpo.trainer.status import Status
 
 PLAIN_EVERY_S = 15.0
@@ -78,10 +79,12 @@ class Reporter:
         self._in_log = False
 
     def say(self, message: str) -> None:
-        """One line with the seconds since the start."""
+        """One line with the seconds since the start, and with the trace that it belongs to."""
         elapsed = time.monotonic() - self._started
         # one print: a live display would come between two
-        self.console.print(Text.assemble((f"[{elapsed:6.1f}s] ", "dim"), message), soft_wrap=True)
+        self.console.print(
+            Text.assemble((f"[{elapsed:6.1f}s] ", "dim"), message, (suffix(), "dim")), soft_wrap=True
+        )
 
     @contextmanager
     def count(self, title: str, total: int) -> Iterator[Counter]:

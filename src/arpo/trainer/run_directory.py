@@ -176,7 +176,8 @@ class RunDirectory:
                     "step": step,
                     "episode_id": trajectory.episode_id,
                     "task_id": trajectory.task_id,
-                    **trajectory.problem.model_dump(mode="json", exclude_none=True),
+                    "trace_id": trajectory.trace_id,
+                    **trajectory.problem.model_dump(mode="json", exclude={"trace_id"}, exclude_none=True),
                 },
             )
 

@@ -27,11 +27,13 @@ from arpo.replay.tokenizer import tokenizer_fingerprint
 from arpo.rollout.collect import Rollouts
 from arpo.rollout.groups import Batch, Group
 from arpo.rollout.usage import Utilisation
+from arpo.telemetry import names
 from arpo.trainer.again import replacing_lost_ranks
 from arpo.trainer.assembly import Assembly, assemble
 from arpo.trainer.board import Board
 from arpo.trainer.checkpoints import evaluated, newest_to_resume
 from arpo.trainer.ending import Ending
+from arpo.trainer.exported import export_step
 from arpo.trainer.launch import RunLearner
 from arpo.trainer.metrics import batch_record, evaluation_metrics, step_metrics, warnings
 from arpo.trainer.process import rss_gib
@@ -96,23 +98,25 @@ async def train_once(config: Config, reporter: Reporter, stop: Stop, learner_res
                     while progress.step < config.trainer.max_steps:
                         clock = time.monotonic()
                         step = progress.step + 1
-                        trainer.board.begun()
-                        batch = await trainer.batch(rollouts, step)
-                        collected = time.monotonic()
-                        with stop.held_off():
-                            learned = await trainer.learn(batch, step, progress.policy_version)
-                            progress.step, progress.policy_version = step, progress.policy_version + 1
-                            await trainer.publish(progress)
-                            rollouts.pushed(progress.policy_version)
+                        with trainer.board.step(step, progress.policy_version):
+                            batch = await trainer.batch(rollouts, step)
+                            collected = time.monotonic()
+                            with stop.held_off():
+                                learned = await trainer.learn(batch, step, progress.policy_version)
+                                progress.step, progress.policy_version = step, progress.policy_version + 1
+                                await trainer.publish(progress)
+                                rollouts.pushed(progress.policy_version)
 
-                            seconds = {"rollout": collected - clock, "learn": time.monotonic() - collected}
-                            trainer.record(progress, batch, learned, seconds, rollouts.usage.utilisation())
-                            trainer.saver.finished(progress)
-                            if (
-                                step % config.trainer.checkpoint_every == 0
-                                or step == config.trainer.max_steps
-                            ):
-                                await trainer.save()
+                                seconds = {
+                                    "rollout": collected - clock,
+                                    "learn": time.monotonic() - collected,
+                                }
+                                trainer.record(
+                                    progress, batch, learned, seconds, rollouts.usage.utilisation()
+                                )
+                                trainer.saver.finished(progress)
+                                if trainer.saves_after(step):
+                                    await trainer.save()
                         await trainer.evaluate_if_due(progress, rollouts)
 
                 if config.trainer.eval_after:
@@ -278,9 +282,14 @@ class Trainer:
         if taken:
             self.parts.reporter.say(f"replay: {taken} imported trajectories taken in")
 
+    def saves_after(self, step: int) -> bool:
+        """Whether a checkpoint is due."""
+        section = self.config.trainer
+        return step % section.checkpoint_every == 0 or step == section.max_steps
+
     async def save(self) -> None:
         """Begin a checkpoint of what has finished, and remove what is not needed any more. Raises CheckpointError."""
-        with self.board.phase("saves"):
+        with self.board.phase("saves", names.CHECKPOINT):
             await self.saver.finish()  # every index that counts is published now, or is what the buffer holds
             self._tidy()
             await self.saver.save()
@@ -297,7 +306,8 @@ class Trainer:
 
     async def publish(self, progress: Progress) -> None:
         """Give the engine the learner's weights as the policy version that the run is at."""
-        with self.board.phase("publishes weights"):
+        with self.board.phase("publishes weights", names.PUSH) as span:
+            span.set(names.POLICY_VERSION, progress.policy_version)
             await self.parts.launcher.publish(progress.policy_version)
 
     @asynccontextmanager
@@ -321,7 +331,7 @@ class Trainer:
         """The groups of a step. Raises ArpoError when not one episode could be completed."""
         config = self.config
         total = config.trainer.tasks_per_step * config.rollout.group_size
-        with self.board.phase("waits for episodes"):
+        with self.board.phase("waits for episodes", names.COLLECT):
             batch = await rollouts.batch()
         self._collecting = step + 1
         self.board.taken()
@@ -343,15 +353,18 @@ class Trainer:
         version: of the policy that it steps from.
         """
         self.saver.begun()
-        members = [
-            self.replay.close_group(group.trajectories, self.rng, step=step)
-            for group in batch.groups
-            if group.trajectories
-        ]
-        for group in batch.spare:
-            self.replay.store(group.trajectories, step=step)
+        with self.board.phase("replays", names.REPLAY) as span:
+            members = [
+                self.replay.close_group(group.trajectories, self.rng, step=step)
+                for group in batch.groups
+                if group.trajectories
+            ]
+            for group in batch.spare:
+                self.replay.store(group.trajectories, step=step)
+            span.set(names.INJECTED, sum(member.replayed for group in members for member in group))
+        self.board.learns_from(members)
         self.parts.run.batch(batch_record(step, members, batch))
-        with self.board.phase("learns"):
+        with self.board.phase("learns", names.LEARN):
             await self.parts.launcher.make_room()
             images = self.parts.run.screenshots.get
             return await asyncio.to_thread(self.learner.step, members, images, version)
@@ -400,6 +413,7 @@ class Trainer:
         progress.add(row)
         self.parts.run.metrics(row)
         self.trackers.log(progress.step, row)
+        export_step(row)
         self.parts.reporter.say(
             f"step {progress.step}/{self.config.trainer.max_steps}: score {row['rollout/score']:.2f}  "
             f"replayed {row['replay/injected']:.0f}  grad norm {row['learner/grad_norm']:.3g}  "

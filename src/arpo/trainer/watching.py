@@ -9,6 +9,7 @@ from arpo.evaluation.identity import Identity
 from arpo.evaluation.record import EvaluationRecord, OtherEvaluationError, open_record, remove_record
 from arpo.evaluation.result import EvaluationResult
 from arpo.evaluation.run import evaluate
+from arpo.trainer.exported import export_episode
 from arpo.trainer.run_directory import RunDirectory
 from arpo.trainer.stage import Stage
 from arpo.trainer.state import Progress
@@ -90,6 +91,7 @@ def watching(
 
     def ended(trajectory: Trajectory) -> None:
         parts.run.fault(step, trajectory)
+        export_episode(trajectory, parts.config.replay.success_above)
         counted(trajectory)
 
     with parts.reporter.count(title, total) as counter:

@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, model_validator
 
 from arpo.protocol.actions import Action
 from arpo.protocol.problems import Problem
+from arpo.trajectory.operation import Operation
 
 
 class ImageRef(BaseModel):
@@ -58,6 +59,8 @@ class Trajectory(BaseModel):
     score: the evaluator's, None unless the episode was evaluated. format: 0.0 or -1.0 (an action did not parse).
     problem: why the episode is invalid; an invalid trajectory is counted and never trained on.
     sampler: `script` for a demonstration, which nobody sampled: its log-probs say nothing of how likely it was.
+    operations: what it waited for, as they ended; none in records of older versions. trace_id, span_id: of its root span,
+    None unless it was traced.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -81,6 +84,9 @@ class Trajectory(BaseModel):
     timings: dict[str, float] = {}
     """Seconds by phase: reset, generate, step, evaluate."""
     sampler: Literal["policy", "script"] = "policy"
+    operations: tuple[Operation, ...] = ()
+    trace_id: str | None = None
+    span_id: str | None = None
 
     @model_validator(mode="after")
     def _lengths(self) -> Self:

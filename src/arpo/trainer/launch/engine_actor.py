@@ -5,6 +5,7 @@ Invariant: a request is answered by the engine, or by the names of the pictures 
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -12,10 +13,13 @@ from typing import Any
 
 from arpo.rollout.engines.base import Engine, Generation, Sampling
 from arpo.rollout.engines.vllm import VllmEngine
+from arpo.telemetry import export, names, tracing
 from arpo.trainer.launch.base import Plan
 from arpo.trainer.launch.factory import start_engine
 from arpo.trainer.launch.packed import Packed, unpack
 from arpo.trainer.launch.pictures import Lacking, Pictures
+
+log = logging.getLogger(__name__)
 
 
 class EngineActor:
@@ -29,6 +33,7 @@ class EngineActor:
 
     async def start(self, plan: Plan) -> None:
         """Make the engine. Raises ConfigError or CheckpointError when it cannot be made."""
+        export.begin(names.ENGINE, log.warning)
         self._engine = await start_engine(plan, None)
 
     async def generate(
@@ -37,16 +42,26 @@ class EngineActor:
         pictures: Sequence[str],
         sent: Mapping[str, bytes],
         sampling: Sampling,
+        traceparent: str | None = None,
     ) -> Generation | Lacking:
-        """See `Engine.generate`. pictures: by sha256; sent: those that the caller thinks are not here."""
+        """See `Engine.generate`. pictures: by sha256; sent: those that the caller thinks are not here. traceparent: of the
+        caller's span.
+        """
+        tracing.adopt(traceparent)
         there = self._pictures.take(pictures, sent)
         if isinstance(there, Lacking):
             return there
-        return await self._ready.generate(prompt_ids, there, sampling)
+        with tracing.span(names.ENGINE_GENERATE) as span:
+            generation = await self._ready.generate(prompt_ids, there, sampling)
+            span.set(names.POLICY_VERSION, generation.policy_version)
+            span.set(names.TOKENS, len(generation.token_ids))
+        return generation
 
-    async def push(self, packed: Packed, version: int) -> None:
-        """See `Engine.push`."""
-        await self._ready.push(unpack(packed), version)
+    async def push(self, packed: Packed, version: int, traceparent: str | None = None) -> None:
+        """See `Engine.push`. traceparent: of the caller's span."""
+        tracing.adopt(traceparent)
+        with tracing.span(names.ENGINE_PUSH, {names.POLICY_VERSION: version}):
+            await self._ready.push(unpack(packed), version)
 
     async def pause(self, shapes: Mapping[str, Sequence[int]]) -> None:
         """See `VllmEngine.pause`; so are the two that follow. A learner rank calls them, to send weights itself."""

@@ -14,6 +14,7 @@ from ray.exceptions import RayActorError, RayError, RayTaskError
 
 from arpo.rollout.engines.base import EngineError, EngineUnusableError
 from arpo.rollout.engines.vllm.weights import MisfitError
+from arpo.telemetry import tracing
 from arpo.trainer.launch.cluster import first_line
 from arpo.trainer.launch.ray_ranks import RayLearner
 
@@ -40,7 +41,9 @@ class Stored:
     async def give(self, number: int, actor: Any) -> None:
         """See `Publication.give`."""
         try:
-            await asyncio.wait_for(answer(actor.push.remote(self._packed, self._version)), self._timeout_s)
+            await asyncio.wait_for(
+                answer(actor.push.remote(self._packed, self._version, tracing.traceparent())), self._timeout_s
+            )
         except TimeoutError as error:
             raise EngineUnusableError(
                 f"the engine has not taken new weights within {self._timeout_s:g} s"

@@ -6,6 +6,7 @@ weights that are copied or do not change, stand beside it.
 
 from __future__ import annotations
 
+import logging
 import os
 import socket
 from concurrent.futures import Future
@@ -21,10 +22,13 @@ from arpo.files import write_atomic
 from arpo.learner.learner import Learner
 from arpo.learner.ranks import join
 from arpo.protocol.problems import ConfigError
+from arpo.telemetry import export, names, tracing
 from arpo.trainer.launch.base import Plan
 from arpo.trainer.launch.outgoing import Outgoing
 from arpo.trainer.launch.packed import Packed, pack
 from arpo.trainer.ranks import make_learner
+
+log = logging.getLogger(__name__)
 
 WATCH = "watch"
 """The concurrency group of what may take as long as a save."""
@@ -43,6 +47,7 @@ class RankActor:
         self._learner: Learner | None = None
         self._saved: Future[None] | None = None
         self._outgoing: Outgoing | None = None
+        self._rank = 0
 
     def find(self, marker: Path, reply: Path) -> None:
         """Answer a file that the driver has written. Raises ConfigError when it cannot be seen, or not be answered."""
@@ -62,6 +67,8 @@ class RankActor:
 
     def join(self, plan: Plan, rank: int, size: int, address: tuple[str, int]) -> None:
         """Meet the others and make the learner. Raises ConfigError when the policy cannot be loaded."""
+        self._rank = rank
+        export.begin(names.LEARNER_RANK, log.warning)
         store = self._store or TCPStore(*address, is_master=False)
         on_gpu = plan.config.model.device != "cpu" and torch.cuda.is_available()
         place = torch.device("cuda", 0) if on_gpu else torch.device("cpu")  # a rank sees its own GPU alone
@@ -70,9 +77,11 @@ class RankActor:
         if ranks.lead:
             self._outgoing = Outgoing(plan.config)
 
-    def call(self, method: str, *arguments: Any) -> Any:
-        """A method of `Learner`."""
-        return getattr(self._ready, method)(*arguments)
+    def call(self, traceparent: str | None, method: str, *arguments: Any) -> Any:
+        """A method of `Learner`. traceparent: of the caller's span."""
+        tracing.adopt(traceparent)
+        with tracing.span(names.LEARNER_CALL, {names.METHOD: method, names.RANK: self._rank}):
+            return getattr(self._ready, method)(*arguments)
 
     @ray.method(num_returns=2)
     def weights(self) -> tuple[Packed, None]:

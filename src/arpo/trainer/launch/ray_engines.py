@@ -17,6 +17,7 @@ from ray.exceptions import RayActorError, RayError, RayTaskError
 
 from arpo.protocol.problems import ArpoError
 from arpo.rollout.engines.base import EngineError, EngineUnusableError, Generation, Sampling
+from arpo.telemetry import tracing
 from arpo.trainer.launch.base import Plan
 from arpo.trainer.launch.cluster import Cluster, first_line
 from arpo.trainer.launch.engine_actor import EngineActor
@@ -140,7 +141,11 @@ class RayEngine:
         sent = {name: data for name, data in pictures.items() if name not in place.sent}
         while True:
             place.sent.update(sent)
-            reply = await answer(place.actor.generate.remote(list(prompt_ids), list(names), sent, sampling))
+            reply = await answer(
+                place.actor.generate.remote(
+                    list(prompt_ids), list(names), sent, sampling, tracing.traceparent()
+                )
+            )
             if not isinstance(reply, Lacking):
                 generation: Generation = reply
                 return generation

@@ -19,6 +19,7 @@ from ray.exceptions import RayError, RayTaskError
 
 from arpo.files import write_atomic
 from arpo.protocol.problems import ConfigError
+from arpo.telemetry import tracing
 from arpo.trainer.launch.base import LearnerLost, Plan
 from arpo.trainer.launch.cluster import Cluster, first_line
 from arpo.trainer.launch.rank_actor import SEND, WATCH, RankActor
@@ -136,7 +137,9 @@ class RayLearner:
     def _call(self, method: str, *arguments: Any) -> Any:
         """A method on all ranks; returns what rank 0 does. Arguments go to the object store once, for all."""
         stored = [ray.put(argument) for argument in arguments]
-        return self._gather([actor.call.remote(method, *stored) for actor in self._actors])[0]
+        return self._gather(
+            [actor.call.remote(tracing.traceparent(), method, *stored) for actor in self._actors]
+        )[0]
 
     def _gather(self, asked: Sequence[Any]) -> list[Any]:
         """Each rank's answer. Raises what all ranks raise alike; LearnerLost when one is gone or fails on its own."""
