@@ -34,7 +34,7 @@ SMALL = (
     "rollout.group_size=3", "imitation.steps=30", "imitation.target_prob=0.3",
 )  # fmt: skip
 TIMED = {"started_at", "duration_s", "timings"}
-CLOCKED = ("seconds", "utilisation", "engine_requests", "rss")
+CLOCKED = ("seconds", "utilisation", "engine_requests", "rss", "attempt")
 
 
 @pytest.fixture(scope="module")
