@@ -46,7 +46,9 @@ def look(wanted: Wanted) -> list[Check]:
     if importlib.util.find_spec("kubernetes") is None:
         raise ConfigError("--cluster needs the kubernetes client; fix: pip install 'arpo[cluster]'")
     files = os.environ.get("KUBECONFIG", "~/.kube/config").split(os.pathsep)
-    if "KUBERNETES_SERVICE_HOST" not in os.environ and not any(Path(one).expanduser().exists() for one in files):
+    if "KUBERNETES_SERVICE_HOST" not in os.environ and not any(
+        Path(one).expanduser().exists() for one in files
+    ):
         raise ConfigError(
             f"no cluster is configured: {os.pathsep.join(files)} does not exist and this is no pod; fix: KUBECONFIG=FILE"
         )
@@ -192,9 +194,9 @@ class _Cluster:
         serving = sum(bool(state.get("serving", state.get("ready"))) for state in states)
         if not serving:
             raise ConfigError(
-                f"no pod behind the Service {name} is ready ({len(states)} there); fix: kubectl -n {namespace} describe pod "
-                "-l 'app.kubernetes.io/component in (env,tunnel)'; with a tunnel: `arpo tunnel up` on the Mac, and while all of "
-                "its desktops are leased this is no fault"
+                f"no pod behind the Service {name} is ready ({len(states)} there); fix: kubectl -n {namespace} "
+                "describe pod -l 'app.kubernetes.io/component in (env,tunnel)'; with a tunnel: `arpo tunnel up` on "
+                "the Mac (while all of its desktops are leased this is no fault)"
             )
         return f"{name}: {serving} ready"
 

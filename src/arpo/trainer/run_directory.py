@@ -1,7 +1,8 @@
 """The run directory: everything a run leaves behind, and nothing anywhere else.
 
     attempts.jsonl  config.yaml  config_changes.jsonl  version.json  version_changes.jsonl  metrics.jsonl  batches.jsonl
-    trajectories/  screenshots/  replay/  checkpoints/  faults.jsonl  evaluations/  summary.json, and a folder for each tracker
+    trajectories/  screenshots/  replay/  checkpoints/  faults.jsonl  evaluations/  summary.json, and a folder for each
+    tracker
 
 Invariant: one process at a time owns a run directory (an advisory lock that dies with the process).
 """
