@@ -27,16 +27,22 @@ SHARED = Path(os.environ.get("ARPO_SHARED", ROOT.parent / "shared"))
 """CRDs and schemas that are kept beside the checkout."""
 
 
-def helm(*arguments: str, version: str = NEWEST, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
-    """Run helm; it finds no cluster."""
+def helm(
+    *arguments: str, version: str = NEWEST, kubeconfig: Path | None = None
+) -> subprocess.CompletedProcess[str]:
+    """Run helm at the repository's root; without a kubeconfig it finds no cluster."""
     return subprocess.run(
         [HELMS[version], *arguments],
         capture_output=True,
         text=True,
         check=False,
-        cwd=cwd,
+        cwd=ROOT,
         timeout=120,
-        env={"PATH": os.environ["PATH"], "HOME": "/nonexistent", "KUBECONFIG": "/nonexistent"},
+        env={
+            "PATH": os.environ["PATH"],
+            "HOME": "/nonexistent",
+            "KUBECONFIG": str(kubeconfig or "/nonexistent"),
+        },
     )
 
 
@@ -86,3 +92,10 @@ def refusal(*arguments: str, release: str = "arpo", version: str = NEWEST) -> st
     done = helm("template", release, "charts/arpo", *arguments, version=version)
     assert done.returncode != 0, done.stdout
     return done.stderr
+
+
+@functools.cache
+def kuberay_crd() -> dict[str, Any] | None:
+    """KubeRay's definition of RayJobs; None where it is not at hand. PyYAML's own reader would take half a minute."""
+    path = SHARED / "crds" / "rayjobs.yaml"
+    return yaml.load(path.read_text(), yaml.CSafeLoader) if path.exists() else None

@@ -7,12 +7,14 @@ import functools
 import json
 import subprocess
 import sys
+from collections.abc import Iterator
 from typing import Any
 
 import kubernetes_validate
 import pytest
 import yaml
-from chart_kit import HELMS, ROOT, SHARED, VALUES, found, helm, objects, rendered
+from api_server import ApiServer, running
+from chart_kit import HELMS, ROOT, SHARED, VALUES, found, helm, kuberay_crd, objects, rendered
 from jsonschema import Draft7Validator
 
 CUSTOM = {"RayJob", "ServiceMonitor"}
@@ -25,13 +27,30 @@ BRANCHES = [
 ]
 
 
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ApiServer]:
+    """Helm 3 asks for the cluster's version even when it installs dry."""
+    with running(tmp_path_factory.mktemp("cluster")) as server:
+        yield server
+
+
 @pytest.mark.parametrize("version", HELMS)
 @pytest.mark.parametrize("values", VALUES)
-def test_helm_lints_and_installs_dry_from_the_repositorys_root(values: str, version: str) -> None:
+def test_helm_lints_and_installs_dry_from_the_repositorys_root(
+    values: str, version: str, cluster: ApiServer
+) -> None:
     given = ("-f", values, *VALUES[values])
     linted = helm("lint", "--strict", "charts/arpo", *given, version=version)
     assert linted.returncode == 0, linted.stdout + linted.stderr
-    dry = helm("install", "arpo", "charts/arpo", *given, "--dry-run=client", version=version)
+    dry = helm(
+        "install",
+        "arpo",
+        "charts/arpo",
+        *given,
+        "--dry-run=client",
+        version=version,
+        kubeconfig=cluster.kubeconfig,
+    )
     assert dry.returncode == 0, dry.stderr
     notes = dry.stdout.partition("NOTES:")[2]
     assert "helm -n default test arpo" in notes
@@ -78,10 +97,9 @@ def problems(job: dict[str, Any]) -> list[str]:
 @functools.cache
 def rayjob() -> Draft7Validator:
     """KubeRay's own schema, made strict: the API server drops what it does not know without a word."""
-    path = SHARED / "crds" / "rayjobs.yaml"
-    if not path.exists():
-        pytest.skip(f"KubeRay's CRDs are not here: {path} (ARPO_SHARED names their folder)")
-    (crd,) = [one for one in yaml.safe_load_all(path.read_text()) if one]
+    crd = kuberay_crd()
+    if crd is None:
+        pytest.skip(f"KubeRay's CRDs are not in {SHARED} (ARPO_SHARED names the folder)")
     (version,) = [one for one in crd["spec"]["versions"] if one["name"] == "v1"]
     schema = strict(version["schema"]["openAPIV3Schema"])
     schema["properties"]["metadata"] = {"type": "object"}
@@ -114,11 +132,11 @@ def test_what_follows_from_other_files_is_up_to_date() -> None:
 
 def test_every_option_is_set_in_values_all() -> None:
     def keys(value: Any, path: str = "") -> set[str]:
-        if not isinstance(value, dict) or path in FREE:
+        if not isinstance(value, dict) or path in free:
             return {path}
         return {key for name, inner in value.items() for key in keys(inner, f"{path}.{name}".lstrip("."))}
 
-    FREE = {"config"}
+    free = {"config"}
     defaults = keys(yaml.safe_load((ROOT / "charts/arpo/values.yaml").read_text()))
     ours = keys(yaml.safe_load((ROOT / "values-all.yaml").read_text()))
     leaves = ("nodeSelector", "annotations", "labels", "resources", "seccompProfile")

@@ -50,8 +50,8 @@ def test_the_schema_names_what_is_wrong(arguments: tuple[str, ...], words: str, 
             (*TUNNEL, "--set", "env.tunnel.authorizedKeys[0]=ssh-rsa A,telemetry.serviceMonitor.enabled=true"),
             "fix: env.mode=inCluster",
         ),
-        (("--set", f"fullnameOverride={'a' * 48}"), "has 48 characters, but KubeRay takes 47 at most; fix: a shorter release"),
-        (("--set", f"fullnameOverride={'a' * 45}"), "has 53 characters, but KubeRay takes 47 at most; fix: a shorter rayJob.runId"),
+        (("--set", f"fullnameOverride={'a' * 48}"), "48 characters, but KubeRay takes 47 at most; fix: a shorter release"),
+        (("--set", f"fullnameOverride={'a' * 45}"), "53 characters, but KubeRay takes 47 at most; fix: a shorter rayJob"),
     ],
 )  # fmt: skip
 def test_what_does_not_fit_together_is_refused_with_the_fix(arguments: tuple[str, ...], words: str) -> None:

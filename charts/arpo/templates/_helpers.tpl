@@ -118,7 +118,9 @@ http://{{ include "arpo.jaegerName" . }}:4318
 {{- with .Values.preset -}}
 {{- $file := printf "presets/%s.yaml" . -}}
 {{- if not ($.Files.Get $file) -}}
-{{- fail (printf "preset=%s is no file of configs/; fix: one of %s" . (keys ($.Files.Glob "presets/*.yaml") | toString)) -}}
+{{- $known := list -}}
+{{- range $path, $_ := $.Files.Glob "presets/*.yaml" }}{{ $known = append $known (trimSuffix ".yaml" (base $path)) }}{{ end -}}
+{{- fail (printf "preset=%s is no file of configs/; fix: one of %s" . (join ", " (sortAlpha $known))) -}}
 {{- end -}}
 {{- $config = $.Files.Get $file | fromYaml -}}
 {{- end -}}

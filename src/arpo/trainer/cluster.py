@@ -7,11 +7,13 @@ when the cluster is asked.
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 from arpo.protocol.problems import ConfigError
 from arpo.trainer.doctor import Check
@@ -106,8 +108,8 @@ class _Cluster:
         ]
         if lacking:
             raise ConfigError(
-                f"KubeRay {self._operator()} is too old: its RayJob has no {', '.join(lacking)}, which the API server would "
-                f"drop silently; {_INSTALL.replace('helm install', 'helm upgrade')}"
+                f"KubeRay {self._operator()} is too old: its RayJob has no {', '.join(lacking)}, which the API server "
+                f"would drop silently; {_INSTALL.replace('helm install', 'helm upgrade')}"
             )
         return f"RayJob v1, operator {self._operator()}"
 
@@ -125,8 +127,8 @@ class _Cluster:
         total = self._allocatable(resource)
         if total < wanted:
             raise ConfigError(
-                f"the configuration wants {wanted} of {resource}, but the nodes have {total}; fix: nodes with GPUs and their "
-                "device plugin, another --gpu-resource, or a configuration with fewer hardware.gpus"
+                f"the configuration wants {wanted} of {resource}, but the nodes have {total}; fix: nodes with GPUs and "
+                "their device plugin, another --gpu-resource, or a configuration with fewer hardware.gpus"
             )
         return f"{total} of {resource} allocatable, {wanted} wanted"
 
@@ -214,16 +216,17 @@ class _Cluster:
         bare, _, query = path.partition("?")
         pairs = [tuple(pair.split("=", 1)) for pair in query.split("&")] if query else []
         try:
-            answer: Mapping[str, Any] = self._api.call_api(
+            response = self._api.call_api(
                 bare,
                 "GET",
-                query_params=[(key, _unquoted(value)) for key, value in pairs],
+                query_params=[(key, unquote(value)) for key, value in pairs],
                 header_params={"Accept": "application/json"},
                 auth_settings=["BearerToken"],
-                response_type="object",
                 _return_http_data_only=True,
+                _preload_content=False,
                 _request_timeout=_ANSWER_S,
             )
+            answer: Mapping[str, Any] = json.loads(response.data)
         except ApiException as error:
             if error.status == 404:
                 raise _Absent from None
@@ -259,9 +262,3 @@ def _context_namespace() -> str:
 def _is_default(storage_class: Mapping[str, Any]) -> bool:
     annotations = storage_class["metadata"].get("annotations") or {}
     return annotations.get("storageclass.kubernetes.io/is-default-class") == "true"
-
-
-def _unquoted(text: str) -> str:
-    from urllib.parse import unquote
-
-    return unquote(text)
