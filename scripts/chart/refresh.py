@@ -88,7 +88,7 @@ def readme() -> str:
                 comment = ""
     return (
         "# The chart\n\n"
-        "How to use it is on [its page](../../docs/kubernetes.md). Every value, made from `values.yaml` by `make chart`:\n\n"
+        "How to use it is on [its page](../../docs/kubernetes.md). Every value (`make chart` makes the table):\n\n"
         "| value | default | |\n|---|---|---|\n" + "\n".join(rows) + "\n"
     )
 

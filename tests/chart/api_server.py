@@ -17,6 +17,38 @@ import yaml
 VERSION = {"major": "1", "minor": "33", "gitVersion": "v1.33.4"}
 
 
+KINDS = {
+    "v1": ("Secret", "ConfigMap", "Service", "ServiceAccount", "PersistentVolumeClaim", "Pod"),
+    "apps/v1": ("Deployment", "StatefulSet"),
+    "policy/v1": ("PodDisruptionBudget",),
+    "networking.k8s.io/v1": ("NetworkPolicy",),
+    "ray.io/v1": ("RayJob",),
+}
+
+
+def discovery() -> dict[str, Any]:
+    """What a client asks to find out which kinds there are."""
+    groups, paths = [], {}
+    for version, kinds in KINDS.items():
+        resources = [
+            {
+                "name": kind.lower().removesuffix("y") + ("ies" if kind.endswith("y") else "s"),
+                "kind": kind, "namespaced": True, "verbs": ["get", "list"],
+            }
+            for kind in kinds
+        ]  # fmt: skip
+        folder = "/api/v1" if version == "v1" else f"/apis/{version}"
+        paths[folder] = {"kind": "APIResourceList", "groupVersion": version, "resources": resources}
+        if version != "v1":
+            one = {"groupVersion": version, "version": "v1"}
+            groups.append({"name": version.partition("/")[0], "versions": [one], "preferredVersion": one})
+    return {
+        **paths,
+        "/api": {"kind": "APIVersions", "versions": ["v1"]},
+        "/apis": {"kind": "APIGroupList", "apiVersion": "v1", "groups": groups},
+    }
+
+
 @dataclass
 class ApiServer:
     """paths: what GET answers, by path. refused: paths that are forbidden. asked: what was asked for, query included."""
@@ -63,9 +95,7 @@ def running(folder: Path) -> Iterator[ApiServer]:
     }  # fmt: skip
     (folder / "kubeconfig").write_text(yaml.safe_dump(config))
     server = ApiServer(url, folder / "kubeconfig")
-    server.paths["/version"] = VERSION
-    server.paths["/api"] = {"kind": "APIVersions", "versions": []}
-    server.paths["/apis"] = {"kind": "APIGroupList", "groups": []}
+    server.paths |= {"/version": VERSION, **discovery()}
     thread = threading.Thread(target=http.serve_forever, daemon=True)
     thread.start()
     try:

@@ -38,7 +38,7 @@ def test_what_needs_a_cluster_is_marked() -> None:
 def test_every_value_and_file_that_is_named_exists() -> None:
     values = yaml.safe_load((CHART / "values.yaml").read_text())
     for name in re.findall(
-        r"`((?:env|rayJob|images|tokens|telemetry|kueue|networkPolicy|checkpoints)\.[A-Za-z.*]+)", PAGE
+        r"`((?:env|rayJob|images|tokens|telemetry|kueue|networkPolicy|checkpoints)\.[A-Za-z_.*]+)", PAGE
     ):
         here = values
         for part in name.rstrip(".").split("."):

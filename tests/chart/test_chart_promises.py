@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 import yaml
-from chart_kit import ROOT, VALUES, found, objects, pods
+from api_server import running
+from chart_kit import HELMS, ROOT, VALUES, found, helm, objects, pods
 
 from arpo.config.load import load_config
 from arpo.protocol.tokens import Scope, parse_tokens, token_for
@@ -216,6 +217,29 @@ def test_the_tokens_are_a_token_file_that_server_and_trainer_read() -> None:
     )
     other = found(objects(GPU4, "--set", "nameOverride=arpo"), "Secret", "arpo-tokens")["data"]
     assert other["trainer.token"] != found(objects(GPU4), "Secret", "arpo-tokens")["data"]["trainer.token"]
+
+
+@pytest.mark.parametrize("version", HELMS)
+def test_tokens_and_host_key_that_are_in_the_cluster_are_used_again(tmp_path: Path, version: str) -> None:
+    names_of = ("arpo-tokens", "arpo-tunnel-host-key")
+    with running(tmp_path) as cluster:
+        given = ("-f", MAC, *VALUES[MAC], "--dry-run=server", "--disable-openapi-validation")
+
+        def upgraded() -> dict[str, dict[str, str]]:
+            done = helm(
+                "template", "arpo", "charts/arpo", *given, version=version, kubeconfig=cluster.kubeconfig
+            )
+            assert done.returncode == 0, done.stderr
+            documents = [one for one in yaml.safe_load_all(done.stdout) if one]
+            return {name: found(documents, "Secret", name)["data"] for name in names_of}
+
+        first = upgraded()
+        assert upgraded() != first  # nothing was there yet
+        for name, data in first.items():
+            cluster.paths[f"/api/v1/namespaces/lab/secrets/{name}"] = {
+                "apiVersion": "v1", "kind": "Secret", "metadata": {"name": name}, "data": data,
+            }  # fmt: skip
+        assert upgraded() == first
 
 
 def test_an_existing_secret_takes_the_place_of_the_made_one() -> None:

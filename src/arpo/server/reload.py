@@ -1,4 +1,4 @@
-"""`python -m arpo.server.reload FOLDER ...`: an env-server that is started again whenever its code changes, for development.
+"""`python -m arpo.server.reload FOLDER ...`: an env-server that starts again whenever its code changes, for development.
 
 FOLDER gets a copy of the installed package, which the server runs from; whoever writes files there (`skaffold dev`) changes
 the server. The other arguments are those of `arpo-env-server`. SIGTERM and SIGINT end both, with the server's exit code.
