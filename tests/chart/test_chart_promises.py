@@ -237,7 +237,12 @@ def test_tokens_and_host_key_that_are_in_the_cluster_are_used_again(tmp_path: Pa
         assert upgraded() != first  # nothing was there yet
         for name, data in first.items():
             cluster.paths[f"/api/v1/namespaces/lab/secrets/{name}"] = {
-                "apiVersion": "v1", "kind": "Secret", "metadata": {"name": name}, "data": data,
+                "apiVersion": "v1", "kind": "Secret", "data": data,
+                "metadata": {
+                    "name": name,
+                    "labels": {"app.kubernetes.io/managed-by": "Helm"},
+                    "annotations": {"meta.helm.sh/release-name": "arpo", "meta.helm.sh/release-namespace": "lab"},
+                },
             }  # fmt: skip
         assert upgraded() == first
 
