@@ -9,10 +9,10 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Sequence
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -23,12 +23,16 @@ from arpo.config.model import Config
 from arpo.console import Failed, run_app, until_signal
 from arpo.env_commands import env_app
 from arpo.evaluation_commands import compare_command, evaluate_command
+from arpo.protocol.problems import ConfigError
 from arpo.replay_commands import replay_app
 from arpo.telemetry import names
 from arpo.telemetry.export import exporting
 from arpo.trace_command import trace_command
 from arpo.trainer.progress import Reporter
 from arpo.tunnel_commands import tunnel_app
+
+if TYPE_CHECKING:
+    from arpo.trainer.doctor import Check
 
 app = typer.Typer(
     name="arpo",
@@ -219,26 +223,63 @@ def export(
 
 @app.command()
 def doctor(
-    arguments: Arguments,
+    arguments: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="config=FILE [key=value]...",
+            help="A configuration file and overrides; with --cluster they may be left out.",
+            show_default=False,
+        ),
+    ] = None,
     hardware: Annotated[
         bool, typer.Option(help="Look at this machine too: GPUs, programs, namespaces.")
     ] = True,
     memory: Annotated[
         bool, typer.Option("--memory", help="Show what the memory is predicted to hold.")
     ] = False,
+    cluster: Annotated[
+        bool,
+        typer.Option("--cluster", help="Look at the Kubernetes cluster of the present context instead."),
+    ] = False,
+    namespace: Annotated[
+        str | None, typer.Option(help="--cluster: namespace of the release. Default: the context's.")
+    ] = None,
+    name: Annotated[
+        str, typer.Option(help="--cluster: what the chart's objects are called: `arpo` for arpo-env.")
+    ] = "arpo",
+    gpu_resource: Annotated[str, typer.Option(help="--cluster: GPU resource.")] = "nvidia.com/gpu",
+    kvm_resource: Annotated[
+        str | None, typer.Option(help="--cluster: KVM resource that the desktops need, if they do.")
+    ] = None,
+    storage_class: Annotated[
+        str | None, typer.Option(help="--cluster: checkpoints.storageClass, if it is set.")
+    ] = None,
 ) -> None:
     """Preflight: refuse what cannot work before a model is loaded, and name the fix."""
     from arpo.trainer.doctor import preflight, raise_if_failed
     from arpo.trainer.fitting import memory_table
 
+    if cluster:
+        from arpo.trainer.cluster import Wanted, look
+
+        gpus = _load(arguments).hardware.gpus if arguments else 0
+        _show(found := look(Wanted(name, namespace, gpus, gpu_resource, kvm_resource, storage_class)))
+        raise_if_failed(found)
+        return
+    if not arguments:
+        raise ConfigError("nothing to check; fix: arpo doctor config=FILE [key=value]..., or --cluster")
     config = _load(arguments)
     if memory and (table := memory_table(config)) is not None:
         out.print(table)
     checks = preflight(config, hardware=hardware)
+    _show(checks)
+    raise_if_failed(checks)
+
+
+def _show(checks: Sequence[Check]) -> None:
     for check in checks:
         out.print("ok" if check.ok else "no", style="green" if check.ok else "red", end="  ")
         out.print(f"{check.name}: {check.detail}" if check.detail else check.name, soft_wrap=True)
-    raise_if_failed(checks)
 
 
 @tasks_app.command("list")
@@ -267,7 +308,6 @@ def tasks_list(
 @tasks_app.command("validate")
 def tasks_validate(suite: SuiteOption = "local") -> None:
     """Check a suite: task files, demonstrations, sets; each problem is one line with file, field and reason."""
-    from arpo.protocol.problems import ConfigError
     from arpo.tasks.report import suite_problems
     from arpo.tasks.sets import load_suite
 

@@ -12,9 +12,11 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from arpo.client import EnvClient
 from arpo.client.operator import Operator
 from arpo.client.token_file import read_token
 from arpo.console import Failed, until_signal
+from arpo.protocol.actions import Click, Fail
 from arpo.protocol.messages import Capacity, PoolStatus, SessionList
 from arpo.protocol.problems import ProblemError
 from arpo.protocol.tokens import Scope, default_token_file
@@ -24,6 +26,9 @@ env_app = typer.Typer(help="Look after a running env-server.", no_args_is_help=T
 out = Console(highlight=False, markup=False)
 
 T = TypeVar("T")
+
+# Scored 1 for saying that it cannot be done, on any provider.
+_TRIAL = {"id": "arpo-env-try", "instruction": "Open the moon.", "evaluator": {"func": "infeasible"}}
 
 UrlOption = Annotated[
     str, typer.Option(envvar="ARPO_ENV_URL", help="The env-server, e.g. http://127.0.0.1:18082.")
@@ -84,6 +89,42 @@ def reset_pool(
 ) -> None:
     """Put a fresh desktop in every place, quarantined ones included."""
     _print_pool(_asked(url, token_file, lambda server: server.reset_pool(sessions=sessions)))
+
+
+@env_app.command("try")
+def try_desktop(
+    url: UrlOption = DEFAULT_URL,
+    token_file: Annotated[
+        Path | None,
+        typer.Option(
+            envvar="ARPO_ENV_TOKEN_FILE",
+            help="File with a token whose scopes include trainer. Default: the env-server's own, "
+            "~/.config/arpo/env-server.token",
+        ),
+    ] = None,
+    wait_s: Annotated[float, typer.Option(min=0, help="Seconds to wait for a desktop.")] = 120.0,
+) -> None:
+    """Lease a desktop, click into its middle, have it scored, give it back. Exit code 1 when that does not work."""
+    token = read_token(token_file or default_token_file(), Scope.TRAINER, "--token-file")
+
+    async def attempt() -> None:
+        async with EnvClient(url, token) as server:
+            capacity = await server.wait_ready(wait_s, lambda why: out.print(f"waiting: {why}"))
+            width, height = capacity.screen
+            async with await server.open_session(_TRIAL) as session:
+                out.print(f"leased a {capacity.provider} desktop, {width}×{height}")
+                await session.step([Click(x=width // 2, y=height // 2)])
+                out.print(f"clicked at {width // 2}, {height // 2}")
+                await session.step([Fail()])
+                score = await session.evaluate()
+        if score != 1.0:
+            raise Failed(f"the trial scored {score:g}, not 1: its evaluator does not work")
+        out.print("scored 1: desktop, actions and evaluator work")
+
+    try:
+        asyncio.run(until_signal(attempt()))
+    except ProblemError as error:
+        raise Failed(str(error)) from error
 
 
 def _asked(url: str, token_file: Path | None, question: Callable[[Operator], Awaitable[T]]) -> T:

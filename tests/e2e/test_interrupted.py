@@ -34,7 +34,7 @@ SMALL = (
     "rollout.group_size=3", "imitation.steps=30", "imitation.target_prob=0.3",
 )  # fmt: skip
 TIMED = {"started_at", "duration_s", "timings", "operations"}
-CLOCKED = ("seconds", "utilisation", "engine_requests", "rss")
+CLOCKED = ("seconds", "utilisation", "engine_requests", "rss", "attempt")
 
 
 @pytest.fixture(scope="module")
@@ -132,6 +132,11 @@ def test_a_run_killed_at_random_points_ends_as_one_that_was_not(warm: Path, whol
     assert process.returncode == 0, output
     assert "resuming" in output
     assert_same(run, whole)
+    # the warm start, three that were killed, and the last
+    assert json.loads((run / "summary.json").read_text())["attempts"] == 5
+    taken = [row["attempt"] for row in lines(run / "metrics.jsonl")]
+    assert taken == sorted(taken)
+    assert {row["attempt"] for row in lines(run / "attempts.jsonl")} == {1, 2, 3, 4, 5}
 
 
 def test_sigterm_saves_the_last_finished_step_and_asks_to_be_resumed(warm: Path, whole: Path) -> None:

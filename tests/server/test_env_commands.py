@@ -66,6 +66,28 @@ def test_status_shows_desktops_and_sessions_and_reset_pool_replaces_them(server)
     opened(server)
 
 
+def test_try_leases_a_desktop_clicks_and_has_it_scored(server, tmp_path) -> None:
+    (tmp_path / "token").write_text(f"{server.token} trainer\n")
+    tried = arpo_env("try", "--url", server.url, "--token-file", str(tmp_path / "token")).stdout
+    assert "leased a simulated desktop, 1280×720" in tried
+    assert "clicked at 640, 360" in tried
+    assert "scored 1" in tried
+    (tmp_path / "token").write_text("wrong\n")
+    refused = arpo_env("try", "--url", server.url, "--token-file", str(tmp_path / "token"), check=1)
+    assert "unauthorized" in refused.stderr
+    gone = arpo_env(
+        "try",
+        "--url",
+        "http://127.0.0.1:9",
+        "--token-file",
+        str(tmp_path / "token"),
+        "--wait-s",
+        "1",
+        check=1,
+    )
+    assert "not ready after 1 s" in gone.stderr
+
+
 def test_a_trainers_token_is_not_enough_and_the_message_names_the_fix(server, tmp_path) -> None:
     (tmp_path / "token").write_text(f"{server.token}\n")
     refused = arpo_env("status", "--url", server.url, "--token-file", str(tmp_path / "token"), check=2)

@@ -32,7 +32,7 @@ SMALL = (
     "rollout.group_size=3", "imitation.steps=30", "imitation.target_prob=0.3",
 )  # fmt: skip
 # what a clock or the system says of a step
-CLOCKED = ("seconds", "utilisation", "engine_requests", "rss")
+CLOCKED = ("seconds", "utilisation", "engine_requests", "rss", "attempt")
 
 
 class Killed(BaseException):

@@ -54,6 +54,20 @@ def test_what_differs_from_the_last_start_is_named(tmp_path) -> None:
             run.keep_config(changed)
 
 
+def test_every_process_that_works_on_a_run_is_an_attempt(tmp_path, monkeypatch) -> None:
+    for process, expected in (("a", 1), ("a", 1), ("b", 2), ("c", 3)):
+        monkeypatch.setattr("arpo.trainer.run_directory._PROCESS", process)
+        with RunDirectory(config(tmp_path)) as run:
+            assert run.begin_attempt(expected * 10) == run.attempt == expected
+    with (tmp_path / "r" / "attempts.jsonl").open("a") as file:
+        file.write('{"attempt": 4, "st')  # killed while it wrote
+    monkeypatch.setattr("arpo.trainer.run_directory._PROCESS", "d")
+    with RunDirectory(config(tmp_path)) as run:
+        assert run.begin_attempt(40) == 4
+    rows = [json.loads(line) for line in (tmp_path / "r" / "attempts.jsonl").read_text().splitlines()]
+    assert [(row["attempt"], row["step"]) for row in rows] == [(1, 10), (2, 20), (3, 30), (4, 40)]
+
+
 def test_going_on_from_a_step_forgets_what_will_be_made_again(tmp_path) -> None:
     with RunDirectory(config(tmp_path)) as run:
         for step in (1, 2, 3):

@@ -108,6 +108,7 @@ def test_the_table_fits_80_columns_and_says_what_a_person_asks_first() -> None:
         env_server_restarts=1,
         engine_restarts=2,
         learner_restarts=1,
+        attempts=1,
         checkpoint="/somewhere/step-000030",
         best_checkpoint="/somewhere/step-000020",
         damaged_checkpoints=1,

@@ -91,6 +91,7 @@ class Ending:
             env_server_restarts=server.restarts if server else 0,
             engine_restarts=parts.launcher.engine_restarts if parts else 0,
             learner_restarts=self._learner_restarts,
+            attempts=run.attempt,
             checkpoint=str(newest) if newest else None,
             best_checkpoint=str(best) if best else None,
             damaged_checkpoints=progress.damaged_checkpoints,

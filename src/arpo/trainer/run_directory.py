@@ -1,7 +1,8 @@
 """The run directory: everything a run leaves behind, and nothing anywhere else.
 
-    config.yaml  config_changes.jsonl  version.json  version_changes.jsonl  metrics.jsonl  batches.jsonl  trajectories/
-    screenshots/  replay/  checkpoints/  faults.jsonl  evaluations/  summary.json, and a folder for each tracker
+    attempts.jsonl  config.yaml  config_changes.jsonl  version.json  version_changes.jsonl  metrics.jsonl  batches.jsonl
+    trajectories/  screenshots/  replay/  checkpoints/  faults.jsonl  evaluations/  summary.json, and a folder for each
+    tracker
 
 Invariant: one process at a time owns a run directory (an advisory lock that dies with the process).
 """
@@ -13,6 +14,7 @@ import json
 import math
 import os
 import re
+import secrets
 import time
 from collections.abc import Set
 from pathlib import Path
@@ -37,6 +39,9 @@ from arpo.trajectory.store import ScreenshotStore, TrajectoryLog
 TRAINING_LABEL = re.compile(r"before|after|step-.*")
 """Labels of the evaluations that training makes."""
 
+# A process id is not enough: containers that follow each other often have the same.
+_PROCESS = secrets.token_hex(8)
+
 
 class RunDirectory:
     """Opens (and locks) `<run.dir>/<run.name>`.
@@ -54,6 +59,7 @@ class RunDirectory:
                 f"run directory {self.root} cannot be written: {error.strerror}; fix: set run.dir to a writable folder"
             ) from error
         self._acquire()
+        self.attempt = 0
         self.screenshots = ScreenshotStore(self.root / "screenshots")
         self.trajectories = TrajectoryLog(self.root / "trajectories")
         self.replay = ReplayFolder(self.root / "replay")
@@ -64,6 +70,21 @@ class RunDirectory:
 
     def __exit__(self, *exc: object) -> None:
         self._lock.close()
+
+    def begin_attempt(self, step: int) -> int:
+        """Count the processes that have worked on the run, this one included: `attempt`, and a line of `attempts.jsonl`.
+
+        step: from which this one goes on. Lost learner ranks begin again in the same process, which is no new attempt.
+        """
+        path = self.root / "attempts.jsonl"
+        lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
+        known = [json.loads(line) for line in lines if line.endswith("\n")]
+        self.attempt = len(known)
+        if not known or known[-1]["process"] != _PROCESS:
+            self.attempt += 1
+            known.append({"attempt": self.attempt, "step": step, "time": time.time(), "process": _PROCESS})
+            write_atomic(path, "".join(json.dumps(one) + "\n" for one in known).encode())
+        return self.attempt
 
     def keep_config(self, config: Config, step: int = 0) -> list[str]:
         """Write `config.yaml`; returns `key: old → new` for every setting in which it differs from the one that was there.

@@ -23,7 +23,7 @@ class Summary(BaseModel):
 
     state: `finished` when the command ran to its end, whatever is missing; `stopped` by a signal; `failed` with an error.
     reason: what stopped it. peak_rss_gib: the most memory that the driver has had, in all of the run's processes that
-    finished a step. seconds: of the last of them.
+    finished a step. seconds: of the last of them. attempts: processes that worked on the run.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -45,6 +45,7 @@ class Summary(BaseModel):
     env_server_restarts: int
     engine_restarts: int
     learner_restarts: int
+    attempts: int
     checkpoint: str | None
     best_checkpoint: str | None
     damaged_checkpoints: int
@@ -114,6 +115,8 @@ def print_summary(summary: Summary, console: Console) -> None:
     if summary.engine_restarts or summary.learner_restarts:
         lost = f"engines {summary.engine_restarts}, learner {summary.learner_restarts}"
         table.add_row("started again", lost)
+    if summary.attempts > 1:
+        table.add_row("attempts", str(summary.attempts))
     table.add_row("checkpoint", summary.checkpoint or "–")
     if summary.best_checkpoint not in (None, summary.checkpoint):
         table.add_row("best checkpoint", summary.best_checkpoint)

@@ -156,6 +156,9 @@ def open_run(
     step = newest.step if newest else 0
     for difference in [*run.keep_config(config, step), *run.keep_version(version, step)]:
         reporter.say(f"changed since this run's last start: {difference}")
+    attempt = run.begin_attempt(step)
+    if attempt > 1:
+        reporter.say(f"attempt {attempt} of this run")
     in_flight = pending_groups(read_state(newest)["schedule"], config) if newest else []
     run.forget_after(newest.step if newest else -1, ended_episodes(in_flight))
     return newest, damaged
@@ -409,6 +412,7 @@ class Trainer:
             utilisation,
             rss_gib(),
         )
+        row["attempt"] = self.parts.run.attempt
         row["engine/restarts"] = self.parts.launcher.engine_restarts
         progress.add(row)
         self.parts.run.metrics(row)
