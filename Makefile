@@ -1,5 +1,5 @@
 # `make smoke` and `make test` do all their set-up; see README.md.
-.PHONY: help setup smoke test test-long vllm lint format clean
+.PHONY: help setup smoke test test-long vllm images lint format clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -18,6 +18,9 @@ test-long: vllm ## What takes minutes of CPU besides: more of the vllm engine, s
 
 vllm: setup ## Make .cache/vllm-venv (vLLM's CPU build, 4 GB), in which `make test` runs the vllm engine
 	@bash scripts/setup_vllm.sh
+
+images: ## Build the env-server's images with Podman into .cache/images (root; ten minutes the first time)
+	@bash scripts/setup_images.sh $(ARGS)
 
 lint: setup ## ruff, mypy, import-linter
 	@.venv/bin/ruff check .
