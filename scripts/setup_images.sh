@@ -60,13 +60,14 @@ mapfile -t mirrors < <("$python" scripts/pip_mirrors.py "$folder/pip.conf")
 version=$("$python" -c 'import tomllib; print(tomllib.load(open("pyproject.toml", "rb"))["project"]["version"])')
 
 build() { # image file [option...]
-    local image=$1 file=$2
+    local image=$1 file=$2 log
+    log=$folder/build-$(printf '%s' "$image" | tr '/:' '--').log
     shift 2
     say "building $image"
     podman build -q --network host --format docker --layers --build-arg "BASE_IMAGE=$base" \
         --label "org.opencontainers.image.version=$version" \
         --secret "id=pip,src=$folder/pip.conf" ${mirrors[@]+"${mirrors[@]}"} -f "$file" -t "$image" "$@" . \
-        >"$folder/build.log" 2>&1 || { tail -n 15 "$folder/build.log" >&2; die "building $image failed ($folder/build.log)"; }
+        >"$log" 2>&1 || { tail -n 15 "$log" >&2; die "building $image failed ($log has all of it)"; }
     say "$image: $(podman image inspect --format '{{.Size}}' "$image" | awk '{printf "%.0f MB", $1 / 1e6}')"
 }
 [ "$#" -gt 0 ] || set -- tunnel server xvfb
