@@ -3,6 +3,7 @@
 # machine's apt and pip use. Everything is in .cache/images; nothing of /etc/containers is read or written.
 # Safe to run again: what is there already is not made again. Prints what it does; fails with the reason and the fix.
 #   scripts/setup_images.sh [tunnel] [server] [xvfb] [trainer]     default: tunnel server xvfb
+#   scripts/setup_images.sh --sources              print only the checksum of what images are made of, which is a label of theirs
 #   BASE_IMAGE=NAME   a base that is there already, or that Podman can pull
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -10,6 +11,13 @@ cd "$(dirname "$0")/.."
 started=$SECONDS
 say() { printf '[images %4ds] %s\n' "$((SECONDS - started))" "$*"; }
 die() { printf 'images: %s\n' "$*" >&2; exit 2; }
+
+sources=$(find src images constraints.txt pyproject.toml scripts/apt-packages.txt -type f \
+    -not -path '*/__pycache__/*' -not -path '*.egg-info/*' | LC_ALL=C sort | xargs -d '\n' sha256sum | sha256sum | cut -c1-16)
+if [ "${1:-}" = --sources ]; then
+    printf '%s\n' "$sources"
+    exit 0
+fi
 
 [ "$(id -u)" = 0 ] || die "debootstrap and Podman's network need root here; fix: sudo make images"
 missing=()
@@ -65,7 +73,7 @@ build() { # image file [option...]
     shift 2
     say "building $image"
     podman build -q --network host --format docker --layers --build-arg "BASE_IMAGE=$base" \
-        --label "org.opencontainers.image.version=$version" \
+        --label "org.opencontainers.image.version=$version" --label "arpo.sources=$sources" \
         --secret "id=pip,src=$folder/pip.conf" ${mirrors[@]+"${mirrors[@]}"} -f "$file" -t "$image" "$@" . \
         >"$log" 2>&1 || { tail -n 15 "$log" >&2; die "building $image failed ($log has all of it)"; }
     say "$image: $(podman image inspect --format '{{.Size}}' "$image" | awk '{printf "%.0f MB", $1 / 1e6}')"

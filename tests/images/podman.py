@@ -46,11 +46,20 @@ def podman(*arguments: str, timeout_s: float = 120) -> subprocess.CompletedProce
 
 
 def need(image: str) -> str:
-    """The image's name; skips where it has not been built."""
+    """The image's name; skips where it has not been built, or from other sources."""
     if shutil.which("podman") is None:
         pytest.skip("images cannot be run here: podman is not installed; `make images` installs it")
     if not (_FOLDER / "storage.conf").exists() or podman("image", "exists", image).returncode:
         pytest.skip(f"{image} has not been built here: `make images`")
+    built_from = podman(
+        "image", "inspect", "--format", '{{index .Labels "arpo.sources"}}', image
+    ).stdout.strip()
+    script = ["bash", "scripts/setup_images.sh", "--sources"]
+    if (
+        built_from
+        != subprocess.run(script, cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
+    ):
+        pytest.skip(f"{image} was built from other sources: `make images`")
     return image
 
 

@@ -37,7 +37,10 @@ def test_a_port_of_this_side_is_reached_in_the_container(tmp_path: Path) -> None
     key(keys / "ssh_host_ed25519_key").chmod(0o444)  # a Secret's file, readable by its group
     mine = key(tmp_path / "mine")
     shutil.copy(mine.with_suffix(".pub"), authorized / "authorized_keys")
-    mounts = [f"--volume={keys}:/etc/arpo-tunnel/keys:ro", f"--volume={authorized}:/etc/arpo-tunnel/authorized:ro"]
+    mounts = [
+        f"--volume={keys}:/etc/arpo-tunnel/keys:ro",
+        f"--volume={authorized}:/etc/arpo-tunnel/authorized:ro",
+    ]
 
     with (
         ThreadingHTTPServer(("127.0.0.1", 0), Readyz) as far,
@@ -46,9 +49,16 @@ def test_a_port_of_this_side_is_reached_in_the_container(tmp_path: Path) -> None
         threading.Thread(target=far.serve_forever, daemon=True).start()
         until(lambda: "listening on" in logs(container), container)
         port = podman("port", container, "2222").stdout.strip().rpartition(":")[2]
-        options = [f"-p{port}", f"-i{mine}", "-oStrictHostKeyChecking=no", f"-oUserKnownHostsFile={tmp_path / 'known'}"]
+        options = [
+            f"-p{port}",
+            f"-i{mine}",
+            "-oStrictHostKeyChecking=no",
+            f"-oUserKnownHostsFile={tmp_path / 'known'}",
+        ]
         options += ["-oBatchMode=yes", "-oExitOnForwardFailure=yes", "-oIdentitiesOnly=yes", "arpo@127.0.0.1"]
-        refused = subprocess.run(["ssh", *options, "id"], capture_output=True, text=True, timeout=30, check=False)
+        refused = subprocess.run(
+            ["ssh", *options, "id"], capture_output=True, text=True, timeout=30, check=False
+        )
         assert refused.returncode != 0
         assert "uid=" not in refused.stdout
         forward = ["ssh", "-N", "-R", f"*:15001:127.0.0.1:{far.server_address[1]}", *options]
