@@ -3,7 +3,7 @@
 # machine's apt and pip use. Everything is in .cache/images; nothing of /etc/containers is read or written.
 # Safe to run again: what is there already is not made again. Prints what it does; fails with the reason and the fix.
 #   scripts/setup_images.sh [tunnel] [server] [xvfb] [trainer]     default: tunnel server xvfb
-#   scripts/setup_images.sh --sources              print only the checksum of what images are made of, which is a label of theirs
+#   scripts/setup_images.sh --sources              print only the checksum of what images are made of
 #   BASE_IMAGE=NAME   a base that is there already, or that Podman can pull
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -68,14 +68,16 @@ mapfile -t mirrors < <("$python" scripts/pip_mirrors.py "$folder/pip.conf")
 version=$("$python" -c 'import tomllib; print(tomllib.load(open("pyproject.toml", "rb"))["project"]["version"])')
 
 build() { # image file [option...]
-    local image=$1 file=$2 log
-    log=$folder/build-$(printf '%s' "$image" | tr '/:' '--').log
+    local image=$1 file=$2 name log
+    name=$(printf '%s' "$image" | tr '/:' '--')
+    log=$folder/build-$name.log
     shift 2
     say "building $image"
     podman build -q --network host --format docker --layers --build-arg "BASE_IMAGE=$base" \
-        --label "org.opencontainers.image.version=$version" --label "arpo.sources=$sources" \
+        --label "org.opencontainers.image.version=$version" \
         --secret "id=pip,src=$folder/pip.conf" ${mirrors[@]+"${mirrors[@]}"} -f "$file" -t "$image" "$@" . \
         >"$log" 2>&1 || { tail -n 15 "$log" >&2; die "building $image failed ($log has all of it)"; }
+    printf '%s\n' "$sources" >"$folder/$name.sources" # not a label: Podman's cache does not tell two labels apart
     say "$image: $(podman image inspect --format '{{.Size}}' "$image" | awk '{printf "%.0f MB", $1 / 1e6}')"
 }
 [ "$#" -gt 0 ] || set -- tunnel server xvfb
