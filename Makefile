@@ -1,5 +1,5 @@
 # `make smoke` and `make test` do all their set-up; see README.md.
-.PHONY: help setup smoke test test-long vllm chart lint format clean
+.PHONY: help setup smoke test test-long vllm chart images lint format clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -21,6 +21,9 @@ vllm: setup ## Make .cache/vllm-venv (vLLM's CPU build, 4 GB), in which `make te
 
 chart: setup ## Write the chart's presets, schema, table of values and golden renders anew
 	@.venv/bin/python scripts/chart/refresh.py
+
+images: ## Build the env-server's images with Podman into .cache/images (root; ten minutes the first time)
+	@bash scripts/setup_images.sh $(ARGS)
 
 lint: setup ## ruff, mypy, import-linter
 	@.venv/bin/ruff check .

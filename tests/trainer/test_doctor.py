@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import importlib.util
 import json
 import subprocess
 import sys
@@ -144,6 +145,14 @@ def test_a_demonstration_that_the_grammar_has_no_words_for_is_named():
     assert "no words for" in detail
     assert "fix: a tasks.set without it" in detail
     assert failures(*simulated, "imitation.enabled=false") == {}
+
+
+def test_an_env_server_of_ones_own_needs_its_packages(monkeypatch):
+    found = importlib.util.find_spec
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "uvicorn" else found(name))
+    said = failures("env.provider=simulated", "tasks.suite=simulated", hardware=True)["desktops"]
+    assert said.startswith("uvicorn not installed")
+    assert "fix: pip install 'arpo[env-server]', or env.url" in said
 
 
 def test_the_ray_launcher_needs_ray_and_no_torchrun(monkeypatch):

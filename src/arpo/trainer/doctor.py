@@ -247,6 +247,12 @@ def _own_desktops(config: Config) -> str:
     options: dict[str, object] = dict(env.provider_options)
     if env.provider == "xvfb":
         options["sandbox"] = env.sandbox
+    missing = [name for name in ("fastapi", "uvicorn") if importlib.util.find_spec(name) is None]
+    if missing:
+        raise ConfigError(
+            f"{', '.join(missing)} not installed, which an env-server of one's own needs; "
+            "fix: pip install 'arpo[env-server]', or env.url of an env-server elsewhere"
+        )
     try:
         # the env-server is a process of its own; this only asks the provider whether it could run here
         from arpo.providers.registry import make_provider

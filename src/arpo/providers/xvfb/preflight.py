@@ -66,16 +66,25 @@ async def check_sandbox(identity: Identity, files: Path) -> None:
     reason = error.decode("utf-8", "replace").strip().replace("\n", "; ") or f"status {process.returncode}"
     raise ConfigError(
         f"xvfb provider: this machine refuses a sandbox: {reason}; "
-        f"fix: {_how_to_allow(identity)}, or env.sandbox=none (no isolation)"
+        f"fix: {_how_to_allow(identity, reason)}, or env.sandbox=none (no isolation)"
     )
 
 
-def _how_to_allow(identity: Identity) -> str:
+def _how_to_allow(identity: Identity, reason: str) -> str:
+    if "mount proc" in reason:
+        # A container whose /proc is masked in places may not mount another one, whatever else it may do.
+        return (
+            "let it mount a /proc of its own (Kubernetes: `procMount: Unmasked` with `hostUsers: false`; "
+            "podman: --security-opt unmask=ALL; docs/images.md)"
+        )
     if identity.privileged:
         return "allow it (in a container: a seccomp profile that permits mount and unshare)"
     if _is_one("/proc/sys/kernel/apparmor_restrict_unprivileged_userns"):
         return "sysctl -w kernel.apparmor_restrict_unprivileged_userns=0, or run as root"
-    return "run as root, or allow user namespaces (in a container: CAP_SYS_ADMIN, or a seccomp profile with unshare)"
+    return (
+        "run as root, or allow user namespaces (in a container: the seccomp profile images/env-server/seccomp.json; "
+        "docs/images.md)"
+    )
 
 
 def _is_one(setting: str) -> bool:
