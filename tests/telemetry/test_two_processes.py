@@ -105,6 +105,7 @@ def test_the_trace_of_a_whole_episode_is_this(traced: Traced) -> None:
 def test_every_train_step_is_a_trace_that_links_to_its_episodes(traced: Traced) -> None:
     steps = traced.got.named("arpo.train_step")
     assert [step.attributes["arpo.train_step.number"] for step in steps] == [1, 2]
+    assert [step.attributes["arpo.attempt"] for step in steps] == [1, 1]
     by_id = {t.episode_id: t for t in trajectories(traced.run)}
     for step, batch in zip(steps, lines(traced.run / "batches.jsonl"), strict=True):
         children = [child.name for child in traced.got.children(step)]

@@ -60,6 +60,7 @@ PHASE = Attribute("arpo.phase", "start, clean, setup, act, settle, screenshot, e
 OUTCOME = Attribute("arpo.outcome", "`ok`, `cancelled`, or the code of the problem")
 STATE = Attribute("arpo.state", "of a session or a desktop")
 RUN = Attribute("arpo.run", "`run.name`")
+ATTEMPT = Attribute("arpo.attempt", "number of the process that works on the run, from 1")
 TRAIN_STEP_NUMBER = Attribute("arpo.train_step.number", "the training step, from 1")
 EPISODES = Attribute("arpo.episodes", "how many a step learned from")
 INJECTED = Attribute("arpo.replay.injected", "how many failures replay replaced by stored successes")
@@ -162,7 +163,7 @@ TRAIN_STEP = SpanName(
     "arpo.train_step",
     "",
     "one training step; it links to the episodes that it learned from, replayed ones included",
-    (TRAIN_STEP_NUMBER, POLICY_VERSION, EPISODES, RUN),
+    (TRAIN_STEP_NUMBER, POLICY_VERSION, EPISODES, RUN, ATTEMPT),
 )
 COLLECT = SpanName("arpo.collect", "arpo.train_step", "waits until the step has its batch")
 REPLAY = SpanName("arpo.replay", "arpo.train_step", "the replay rule over the groups", (INJECTED,))

@@ -62,13 +62,14 @@ class Board:
         self._episodes = 0
 
     @contextmanager
-    def step(self, number: int, version: int) -> Iterator[Span]:
-        """A step is made inside, as a trace of its own. version: of the policy that it steps from."""
+    def step(self, number: int, version: int, attempt: int) -> Iterator[Span]:
+        """A step is made inside, as a trace of its own. version: of the policy that it steps from. attempt: of the run."""
         self._step_began = time.monotonic()
         about: dict[names.Attribute, names.Value] = {
             names.TRAIN_STEP_NUMBER: number,
             names.POLICY_VERSION: version,
             names.RUN: self._config.run.name,
+            names.ATTEMPT: attempt,
         }
         with tracing.span(names.TRAIN_STEP, about) as self._span:
             yield self._span

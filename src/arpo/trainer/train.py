@@ -98,7 +98,7 @@ async def train_once(config: Config, reporter: Reporter, stop: Stop, learner_res
                     while progress.step < config.trainer.max_steps:
                         clock = time.monotonic()
                         step = progress.step + 1
-                        with trainer.board.step(step, progress.policy_version):
+                        with trainer.board.step(step, progress.policy_version, run.attempt):
                             batch = await trainer.batch(rollouts, step)
                             collected = time.monotonic()
                             with stop.held_off():
