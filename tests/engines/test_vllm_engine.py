@@ -45,7 +45,7 @@ def test_the_vllm_engine(file):
     done = subprocess.run(
         [VLLM_PYTHON, "-m", "pytest", *arguments],
         cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": str(ROOT / "src")},
+        env={**os.environ, "PYTHONPATH": f"{ROOT / 'src'}{os.pathsep}{ROOT / 'tests'}"},
         capture_output=True,
         text=True,
         check=False,
