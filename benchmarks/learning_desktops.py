@@ -16,6 +16,7 @@ from typing import Any
 
 from learning_suite import SCREEN
 
+from arpo.client.contact import Contact
 from arpo.desktop.evaluators import EvaluatorPool
 from arpo.desktop.guest_desktop import GuestDesktop
 from arpo.protocol.actions import TERMINAL, Action
@@ -54,6 +55,7 @@ class LocalEnv:
     """What an episode needs of `arpo.client.EnvClient`; `local_env` makes one."""
 
     def __init__(self, desktops: Sequence[GuestDesktop]) -> None:
+        self.contact = Contact()
         self._free: asyncio.Queue[GuestDesktop] = asyncio.Queue()
         for desktop in desktops:
             self._free.put_nowait(desktop)
