@@ -28,7 +28,7 @@ class Actor:
         self.stuck = False
         self.push = self
 
-    def remote(self, packed: Any, version: int) -> Any:
+    def remote(self, packed: Any, version: int, traceparent: str | None) -> Any:
         async def take() -> None:
             if self.stuck:
                 await asyncio.sleep(60)
