@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import subprocess
@@ -11,6 +12,12 @@ from functools import cache
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
+
+settings.register_profile(
+    "untimed", deadline=None
+)  # machines are shared: how long an example takes says nothing
+settings.load_profile("untimed")
 
 ROOT = Path(__file__).parent.parent
 WHOLE_RUNS = ("e2e", "engines", "launch", "images", "tunnel", "telemetry", "chart", "benchmarks")

@@ -218,7 +218,7 @@ DAMAGES = {
     "cut short": lambda path: path.write_bytes(path.read_bytes()[:-9]),
     "empty": lambda path: path.write_bytes(b""),
     "bits flipped": lambda path: path.write_bytes(
-        bytes([*path.read_bytes()[:40], 255, *path.read_bytes()[41:]])
+        bytes([*path.read_bytes()[:40], path.read_bytes()[40] ^ 255, *path.read_bytes()[41:]])
     ),
     "another row": lambda path: path.write_bytes(
         next(p for p in path.parents[1].glob("*/*") if p != path).read_bytes()
