@@ -40,6 +40,7 @@ class Stopped(BaseException):
 
 async def until_signal(work: Coroutine[Any, Any, T]) -> T:
     """Run a coroutine; SIGTERM cancels it (as Ctrl-C does under `asyncio.run`). Raises Terminated once it has ended.
+    Afterwards SIGTERM does what it did before.
 
     A second SIGTERM changes nothing: what is being released has time limits of its own.
     """
@@ -53,6 +54,7 @@ async def until_signal(work: Coroutine[Any, Any, T]) -> T:
             terminated = True
             task.cancel()
 
+    before = signal.getsignal(signal.SIGTERM)
     loop.add_signal_handler(signal.SIGTERM, terminate)
     try:
         return await task
@@ -61,7 +63,8 @@ async def until_signal(work: Coroutine[Any, Any, T]) -> T:
             raise Terminated from None
         raise
     finally:
-        loop.remove_signal_handler(signal.SIGTERM)
+        loop.remove_signal_handler(signal.SIGTERM)  # which leaves the system's own
+        signal.signal(signal.SIGTERM, before or signal.SIG_DFL)  # None: a handler that C has set
 
 
 def run_app(app: typer.Typer) -> NoReturn:

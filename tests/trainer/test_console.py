@@ -84,11 +84,16 @@ def test_sigterm_lets_what_is_held_be_released_and_a_second_one_is_patient() -> 
             await asyncio.sleep(0.1)
             released.append("all")
 
-    before = signal.getsignal(signal.SIGTERM)
-    with pytest.raises(Terminated):
-        asyncio.run(until_signal(work()))
-    assert released == ["all"]
-    assert signal.getsignal(signal.SIGTERM) is before
+    def own(*_: object) -> None: ...
+
+    before = signal.signal(signal.SIGTERM, own)
+    try:
+        with pytest.raises(Terminated):
+            asyncio.run(until_signal(work()))
+        assert released == ["all"]
+        assert signal.getsignal(signal.SIGTERM) is own
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def test_without_a_signal_the_result_is_returned() -> None:
