@@ -378,7 +378,7 @@ class LauncherSection(Section):
     engines: Positive = 1
     """ray: engine actors; each request goes to the least busy one. With `engine.vllm.colocate` one on each rank's GPU."""
     cpus: Annotated[float, Field(gt=0)] = 1.0
-    """ray: CPUs reserved for each rank and each engine; with `hardware.gpus` each has a GPU too, or colocated half of one."""
+    """ray: CPUs reserved for each rank and each engine; with `hardware.gpus` each has a GPU too (colocated: half)."""
     start_timeout_s: Seconds = 600.0
     """ray: how long to wait for the cluster to have room for the run, which may first have to add machines."""
     max_restarts: NonNegative = 3
