@@ -29,7 +29,9 @@ VLLM_PYTHON = ROOT / ".cache" / "vllm-venv" / "bin" / "python"
         pytest.param("engines/vllm_only.py", marks=pytest.mark.long),
         pytest.param("engines/vllm_sender.py", marks=pytest.mark.long),
         pytest.param("engines/vllm_on_ray.py", marks=pytest.mark.long),
+        pytest.param("engines/vllm_colocated.py", marks=pytest.mark.long),
         pytest.param("e2e/vllm_train.py", marks=pytest.mark.long),
+        pytest.param("e2e/vllm_in_turns.py", marks=pytest.mark.long),
     ],
 )
 def test_the_vllm_engine(file):

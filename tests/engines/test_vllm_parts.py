@@ -10,6 +10,7 @@ import sys
 import pytest
 import torch
 
+from arpo.config.sections import VllmSection
 from arpo.rollout.engines import EngineError
 from arpo.rollout.engines.vllm.gate import Gate
 from arpo.rollout.engines.vllm.leader import LEADER
@@ -82,16 +83,18 @@ def test_a_manifest_knows_what_a_policy_has_and_nothing_else(policy):
 
 
 @pytest.mark.parametrize(
-    ("wanted", "gpu", "colocated", "method"),
+    ("gpu", "options", "method"),
     [
-        ("auto", True, False, "nccl"),
-        ("auto", True, True, "ipc"),
-        ("auto", False, False, "gloo"),
-        ("reload", True, True, "reload"),
+        (True, {}, "nccl"),
+        (True, {"colocate": True}, "ipc"),
+        (True, {"colocate": True, "tensor_parallel": 2}, "reload"),
+        (False, {}, "gloo"),
+        (False, {"colocate": True}, "gloo"),
+        (True, {"colocate": True, "weight_transfer": "reload"}, "reload"),
     ],
 )
-def test_the_way_of_weights_follows_from_where_the_engine_is(wanted, gpu, colocated, method):
-    assert choose_method(wanted, gpu=gpu, colocated=colocated) == method
+def test_the_way_of_weights_follows_from_where_the_engine_is(gpu, options, method):
+    assert choose_method(VllmSection(**options), gpu=gpu) == method
 
 
 def test_a_gate_cuts_short_what_runs_and_lets_it_go_on_when_open():

@@ -129,7 +129,7 @@ async def running(folder: Path, *options: str) -> AsyncIterator[Run]:
     config = load_config(
         None,
         [
-            "launcher.kind=ray", "learner.ranks=1", "model.device=cpu", "model.dtype=float32", "engine.kind=vllm",
+            "launcher.kind=ray", "model.device=cpu", "model.dtype=float32", "engine.kind=vllm",
             f"agent.min_pixels={MIN_PIXELS}", f"agent.max_pixels={MAX_PIXELS}", "model.freeze_vision=false",
             "engine.vllm.enforce_eager=true", "engine.vllm.kv_cache_gib=0.25", "engine.vllm.mm_cache_gib=0.1",
             f"run.dir={folder}", "run.name=push", f"engine.vllm.push_timeout_s={PUSH_S}", *options,
@@ -159,7 +159,7 @@ def below_me(*programs: str) -> list[int]:
 
 def test_weights_go_straight_to_the_workers_whoever_dies(tmp_path: Path) -> None:
     async def work() -> None:
-        async with running(tmp_path, "launcher.engines=2") as run:
+        async with running(tmp_path, "learner.ranks=1", "launcher.engines=2") as run:
             await amid_replies(run)
             await killed_during(run)
             await silent(run)
@@ -186,7 +186,7 @@ def test_where_the_transfer_cannot_be_made_weights_come_through_the_store(
     monkeypatch.setattr(ray_ranks, "RankActor", Foreign)
 
     async def work() -> None:
-        async with running(tmp_path) as run:
+        async with running(tmp_path, "learner.ranks=1") as run:
             asked = run.ask()
             await run.teach()
             await run.publish()

@@ -75,10 +75,14 @@ def test_requests_wait_while_the_engine_sleeps(blank, policy, reference):
         done, _ = await asyncio.wait({waiting}, timeout=0.5)
         assert not done
         await blank.wake()
+        done, _ = await asyncio.wait({waiting}, timeout=0.5)
+        assert not done, "it has no weights before a push"
+        await blank.push(disturbed(policy, 1), blank.policy_version + 1)
         return await waiting
 
     generation = asyncio.run(work())
-    assert generation.queued_s > 0.4
+    assert generation.queued_s > 0.9
+    assert generation.policy_version == blank.policy_version
     assert worst(reference, prompt, generation) < TOLERANCE
 
 

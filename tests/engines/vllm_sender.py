@@ -1,4 +1,6 @@
-"""A sender is amid a broadcast when the worker dies, or stands still. Run by `test_vllm_engine.py`, with vLLM."""
+"""What a sender does when the worker dies amid a broadcast, or stands still, and whom it does not wait for. Run by
+`test_vllm_engine.py`, with vLLM.
+"""
 
 import json
 import os
@@ -6,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -58,3 +61,62 @@ def test_a_sender_leaves_a_broadcast_whose_other_end_is_lost(number, reason):
         assert took < 30
     finally:
         worker.kill()
+
+
+def test_a_sender_by_ipc_waits_for_no_other_rank_and_has_room_for_every_parameter(monkeypatch):
+    """There is no GPU here: what vLLM would put into its memory is looked at instead."""
+    from vllm.distributed.weight_transfer import ipc_engine
+
+    from arpo.rollout.engines.vllm import ipc
+    from arpo.rollout.engines.vllm.weights import _Client, _source
+
+    def nobody(*_):
+        raise AssertionError("it talks to the learner's other ranks")
+
+    def chunks(iterator, gpu_uuid, post_iter_func, buffer_size_bytes):
+        taken = []
+        for name, tensor in iterator:
+            size = tensor.numel() * tensor.element_size()
+            assert size <= buffer_size_bytes
+            if sum(sizes := [n for _, _, n in taken]) + size > buffer_size_bytes:
+                yield chunk(taken, sizes)
+                taken = []
+            taken.append((name, list(tensor.shape), size))
+        yield chunk(taken, [n for _, _, n in taken])
+
+    def chunk(taken, sizes):
+        names, shapes = [n for n, _, _ in taken], [s for _, s, _ in taken]
+        return SimpleNamespace(
+            names=names, shapes=shapes, dtype_names=["bfloat16"] * len(taken), tensor_sizes=sizes,
+            ipc_handle={"GPU-0": ("handle",)},
+        )  # fmt: skip
+
+    class OnNoGpu(ipc.OwnGpuSender):
+        def __init__(self, **arguments):
+            self.__dict__.update(arguments, gpu_uuid="GPU-0")
+
+    for name in ("all_gather_object", "barrier"):
+        monkeypatch.setattr(torch.distributed, name, nobody)
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "ipc_collect", lambda: None)
+    monkeypatch.setattr(ipc_engine, "packed_ipc_producer", chunks)
+    monkeypatch.setattr(ipc, "BUFFER", 64)
+    monkeypatch.setattr(ipc, "OwnGpuSender", OnNoGpu)
+
+    calls = []
+    source = _source(torch.device("cpu"), torch.bfloat16)
+    sender = ipc.own_gpu_sender(_Client(lambda *call: calls.append(call)), source)
+    source.weights = {"small": torch.zeros(16), "embedding": torch.zeros(40, 2), "last": torch.zeros(30)}
+    sender.send_weights()
+
+    first, second, *updates, last = (name for name, _ in calls)
+    assert [first, second, last] == [
+        "init_weight_transfer_engine",
+        "start_weight_update",
+        "finish_weight_update",
+    ]
+    assert set(updates) == {"update_weights"}
+    sent = [arguments["update_info"] for _, arguments in calls[2:-1]]
+    assert [update["names"] for update in sent] == [["small"], ["embedding"], ["last"]], "160 bytes at a time"
+    assert all(update["ipc_handles"] == {"GPU-0": ("handle",)} for update in sent)

@@ -96,6 +96,17 @@ def test_the_defaults_fit_together():
             "weight_transfer=ipc",
         ),
         (
+            [
+                "engine.kind=vllm",
+                "engine.vllm.weight_transfer=ipc",
+                "engine.vllm.colocate=true",
+                "engine.vllm.tensor_parallel=2",
+                "hardware.gpus=2",
+            ],
+            "the sender's own GPU, but engine.vllm.tensor_parallel=2",
+            "engine.vllm.weight_transfer=reload",
+        ),
+        (
             ["engine.kind=vllm", "engine.vllm.weight_transfer=ipc", "hardware.gpus=2"],
             "both sides on one GPU",
             "weight_transfer=nccl",
@@ -159,7 +170,7 @@ def test_engine_actors_take_their_gpus_from_the_ranks():
     assert check(on_ray) == []
 
 
-def test_spread_engines_take_all_their_gpus_and_say_what_only_one_machine_can_do():
+def test_spread_engines_take_all_their_gpus():
     vllm = ["hardware.gpus=8", "launcher.kind=ray", "engine.kind=vllm", "engine.vllm.tensor_parallel=2"]
     config = load_config(None, [*vllm, "launcher.engines=2"])
     assert config.learner_ranks == 4
@@ -167,8 +178,17 @@ def test_spread_engines_take_all_their_gpus_and_say_what_only_one_machine_can_do
     (message,) = problems(*vllm, "learner.ranks=8")
     assert "fix: hardware.gpus=10" in message
     assert problems(*vllm, "engine.vllm.weight_transfer=nccl", "learner.ranks=0") == []
-    (message,) = problems(*vllm, "engine.vllm.colocate=true")
-    assert "fix: engine.vllm.colocate=false or launcher.kind=local" in message
+
+
+def test_colocated_engine_actors_share_the_ranks_gpus():
+    vllm = ["hardware.gpus=8", "launcher.kind=ray", "engine.kind=vllm", "engine.vllm.colocate=true"]
+    config = load_config(None, [*vllm, "launcher.engines=8"])
+    assert config.learner_ranks == 8
+    assert check(config) == []
+    (message,) = problems(*vllm, "launcher.engines=9")
+    assert "launcher.engines=9 and there are 8 ranks; fix: launcher.engines=8" in message
+    (message,) = problems(*vllm, "engine.vllm.tensor_parallel=2")
+    assert "fix: engine.vllm.tensor_parallel=1 or engine.vllm.colocate=false" in message
 
 
 def test_refilling_needs_advantages_within_the_group():

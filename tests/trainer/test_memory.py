@@ -262,6 +262,28 @@ def test_more_ranks_hold_less_each_and_offloading_leaves_the_gpu():
     assert away.host > step["optimizer"]
 
 
+def test_a_colocated_engine_counts_while_it_is_awake():
+    shape = model_shape("ByteDance-Seed/UI-TARS-1.5-7B")
+    vllm = ["hardware.gpus=4", "engine.kind=vllm", "engine.vllm.gpu_memory_utilization=0.5"]
+
+    def moments(*settings):
+        found = predict(load_config(None, [*vllm, *settings]), shape).moments
+        return {moment.name: moment.parts for moment in found}
+
+    share, weights = 40 * 2**30, 2 * (shape.text.parameters + shape.vision.parameters)
+    apart = moments("launcher.kind=ray")
+    assert "sampling" not in apart
+    assert apart["weights to the engine"]["engine"] == 0
+    for launcher, taking in (("ray", weights), ("local", share)):
+        shared = moments(f"launcher.kind={launcher}", "engine.vllm.colocate=true")
+        assert shared["sampling"]["engine"] == share
+        assert shared["weights to the engine"]["engine"] == taking
+        sent = "gathered weights"
+        buffer = shared["weights to the engine"][sent] - apart["weights to the engine"][sent]
+        assert buffer == 2 * shape.text.embedding_parameters, "which is more than a GiB"
+        assert shared["last layer"]["engine"] == shared["start"]["engine"] == 0, "it sleeps"
+
+
 def test_the_doctor_shows_the_moments_and_train_refuses_what_does_not_fit(arpo):
     shown = arpo("doctor", "config=configs/smoke.yaml", "--no-hardware", "--memory")
     assert shown.returncode == 0, shown.stderr

@@ -40,10 +40,16 @@ class Config(Section):
     @property
     def learner_ranks(self) -> int:
         """How many processes train together."""
-        engines = self.launcher.engines * self.engine_gpus if self.launcher.kind == "ray" else 0
+        apart = self.launcher.kind == "ray" and not self.colocated
+        engines = self.launcher.engines * self.engine_gpus if apart else 0
         return self.learner.ranks or max(1, self.hardware.gpus - engines)
 
     @property
     def engine_gpus(self) -> int:
         """GPUs of one engine, where there are any."""
         return self.engine.vllm.tensor_parallel if self.engine.kind == "vllm" else 1
+
+    @property
+    def colocated(self) -> bool:
+        """Engines are on the learner's GPUs, and the two compute in turns."""
+        return self.engine.kind == "vllm" and self.engine.vllm.colocate

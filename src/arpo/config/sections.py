@@ -154,7 +154,7 @@ class VllmSection(Section):
     enforce_eager: bool = False
     """No CUDA graphs and no compilation: a quicker start, slower sampling."""
     colocate: bool = False
-    """On the learner's GPUs: the engine's memory is given away while the learner works, weights included."""
+    """On the learner's GPUs, in turns: the engine's memory is given away while the learner works, weights included."""
     prefix_caching: bool = True
     """Remember key-value blocks of prompts: each step of an episode repeats what came before."""
     mm_cache_gib: Annotated[float, Field(ge=0)] = 4.0
@@ -376,9 +376,9 @@ class LauncherSection(Section):
     address: str | None = None
     """ray: the cluster's head as `host:port`; unset: RAY_ADDRESS, which a Ray job has, else a cluster of the run's own."""
     engines: Positive = 1
-    """ray: engine actors; each request goes to the least busy one."""
+    """ray: engine actors; each request goes to the least busy one. With `engine.vllm.colocate` one on each rank's GPU."""
     cpus: Annotated[float, Field(gt=0)] = 1.0
-    """ray: CPUs reserved for each rank and each engine; with `hardware.gpus` each has a GPU too."""
+    """ray: CPUs reserved for each rank and each engine; with `hardware.gpus` each has a GPU too (colocated: half)."""
     start_timeout_s: Seconds = 600.0
     """ray: how long to wait for the cluster to have room for the run, which may first have to add machines."""
     max_restarts: NonNegative = 3

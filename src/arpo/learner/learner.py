@@ -134,12 +134,16 @@ class Learner:
         """For each trajectory the log-prob of sampling all its sampled tokens under the policy as it is."""
         return [sum(row) for row in self.token_logprobs(trajectories, images)]
 
-    def weights(self) -> Mapping[str, torch.Tensor]:
-        """All parameters by name, whole, adapters folded in, for `Engine.push`; empty on every rank but the first.
+    def weights(self, *, wanted: bool = False) -> Mapping[str, torch.Tensor]:
+        """All parameters by name, whole, adapters folded in, for `Engine.push`: on the first rank, and on others that
+        want them; empty elsewhere. Every rank must call it.
 
         On one rank they are views: the next step changes them, so copy before it.
         """
-        return self._model.weights()
+        weights = self._model.weights(wanted=wanted)
+        if self.ranks.device.type == "cuda":
+            torch.cuda.empty_cache()  # an engine on this GPU is about to need what the step has left unused
+        return weights
 
     def state_dict(self) -> dict[str, Any]:
         """Everything a resumed run needs, as named tensors, sharded over the ranks (views, not copies)."""

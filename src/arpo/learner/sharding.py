@@ -67,15 +67,12 @@ class ShardedPolicy(nn.Module):
             self._policy, rows, images, temperature=temperature, tower=self.tower, chunk=self._chunk
         )
 
-    def weights(self) -> dict[str, torch.Tensor]:
-        """Whole parameters by name, adapters folded in; empty on every rank but the first. All ranks must call it.
-
-        On one rank they are views: the next step changes them, so copy before it.
-        """
+    def weights(self, *, wanted: bool) -> dict[str, torch.Tensor]:
+        """See `Learner.weights`."""
         state = {}
         for name, parameter in self.model.named_parameters():
             whole = _whole(parameter.detach())
-            if self._ranks.lead:
+            if wanted or self._ranks.lead:
                 state[name] = whole
         return merged(state, self._policy.lora) if self._policy.lora else state
 

@@ -202,6 +202,11 @@ def _vllm(config: Config) -> Iterator[str]:
         yield f"{method} needs a GPU for each side, but engine.vllm.colocate=true; fix: engine.vllm.weight_transfer=ipc"
     if vllm.weight_transfer == "ipc" and gpus and not vllm.colocate:
         yield f"{method} needs both sides on one GPU, but engine.vllm.colocate=false; fix: engine.vllm.weight_transfer=nccl"
+    if vllm.weight_transfer == "ipc" and vllm.tensor_parallel > 1:
+        yield (
+            f"{method} reaches the sender's own GPU, but engine.vllm.tensor_parallel={vllm.tensor_parallel}; "
+            "fix: engine.vllm.weight_transfer=reload"
+        )
     try:
         whole = row_tokens(config, config.rollout.max_steps)
     except ValueError:
@@ -227,11 +232,9 @@ def _launcher(config: Config) -> Iterator[str]:
             f"launcher.address={launcher.address} is for Ray's client, which keeps the driver off the cluster; "
             "fix: launcher.address=HOST:6379, or submit a job"
         )
-    if config.engine.kind == "vllm" and config.engine.vllm.colocate:
-        yield (
-            "engine.vllm.colocate=true is for one machine, but with launcher.kind=ray engines have GPUs of their own; "
-            "fix: engine.vllm.colocate=false or launcher.kind=local"
-        )
+    if config.colocated:
+        yield from _shared(config)
+        return
     wanted = config.learner_ranks + launcher.engines * config.engine_gpus
     if 0 < gpus < wanted and learner.ranks <= gpus:
         yield (
@@ -239,6 +242,23 @@ def _launcher(config: Config) -> Iterator[str]:
             f"with launcher.kind=ray, {wanted} in all, but hardware.gpus={gpus}; fix: hardware.gpus={wanted} or "
             "fewer of them"
         )
+
+
+def _shared(config: Config) -> Iterator[str]:
+    """Engines on the ranks' GPUs."""
+    engines, ranks, parallel = (
+        config.launcher.engines,
+        config.learner_ranks,
+        config.engine.vllm.tensor_parallel,
+    )
+    where = "with launcher.kind=ray and engine.vllm.colocate=true an engine is on the GPU of one learner rank"
+    if parallel > 1:
+        yield (
+            f"{where}, but engine.vllm.tensor_parallel={parallel}; fix: engine.vllm.tensor_parallel=1 "
+            "or engine.vllm.colocate=false"
+        )
+    if engines > ranks:
+        yield f"{where}, but launcher.engines={engines} and there are {ranks} ranks; fix: launcher.engines={ranks}"
 
 
 def _divisor(number: int, at_most: int) -> int:

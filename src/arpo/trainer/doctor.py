@@ -206,7 +206,8 @@ def _launcher(config: Config) -> str:
             "fix: `arpo train` without torchrun, or launcher.kind=local"
         )
     where = section.address or os.environ.get("RAY_ADDRESS") or "a cluster of its own"
-    return f"ray on {where}: {config.learner_ranks} learner rank(s), {section.engines} engine(s)"
+    shared = " on their GPUs" if config.colocated and config.hardware.gpus else ""
+    return f"ray on {where}: {config.learner_ranks} learner rank(s), {section.engines} engine(s){shared}"
 
 
 def _gpus(config: Config) -> str:

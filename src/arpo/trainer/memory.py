@@ -18,6 +18,8 @@ from arpo.trainer.checks import row_tokens
 from arpo.trainer.shapes import ModelShape
 
 GIB = 2**30
+_BUFFER = GIB
+"""Weights that are on their way to a colocated engine at a time, if no parameter is larger."""
 
 
 @dataclass(frozen=True)
@@ -112,7 +114,9 @@ class _Rank:
         self.lora = model.lora.rank
         self.frozen_tower = model.freeze_vision or self.lora > 0
         self.vllm = config.engine.vllm if config.engine.kind == "vllm" else None
-        self.gpu_memory = config.hardware.gpu_memory_gib * GIB
+        share = config.engine.vllm.gpu_memory_utilization * config.hardware.gpu_memory_gib * GIB
+        self.awake = int(share) if config.colocated and self.gpu else 0
+        self.apart = config.launcher.kind == "ray"
         self.e = 2 if model.dtype == "bfloat16" else 4
         self.master = 2 if learner.weights == "kahan" else 4
 
@@ -145,8 +149,8 @@ class _Rank:
         yield self._start()
         if self.leader and self.vllm is None:
             yield self._moment("sampling", **self._sampling())
-        if self.vllm is not None and self.vllm.colocate and self.gpu:
-            yield self._moment("sampling", engine=int(self.vllm.gpu_memory_utilization * self.gpu_memory))
+        if self.awake:
+            yield self._moment("sampling", engine=self.awake)
         if self.frozen_tower and self.load.row_pictures:
             yield self._moment("encoding pictures", gradients=self.gradients, pictures=self._encoding())
         yield self._moment("output head", **self._output_head())
@@ -156,8 +160,10 @@ class _Rank:
             yield self._moment("vision tower", **self._tower_backward())
         yield self._moment("reduction", **self._reduction())
         yield self._moment("optimizer step", gradients=self.gradients, temporaries=self._update())
-        if self.leader and (self.ranks > 1 or self.lora):
-            yield self._moment("weights to the engine", **{"gathered weights": self._pushed()})
+        if self.leader and (self.ranks > 1 or self.lora or self.awake):
+            yield self._moment(
+                "weights to the engine", engine=self._taking(), **{"gathered weights": self._pushed()}
+            )
 
     def _moment(self, name: str, **parts: int) -> Moment:
         """Resident bytes and those of the moment; what is offloaded is in the host's memory."""
@@ -177,6 +183,12 @@ class _Rank:
         if self.vllm is not None and self.gpu:
             return 0
         return self.e * (self.text.parameters + self.vision.parameters) if self.leader else 0
+
+    def _taking(self) -> int:
+        """What a colocated engine holds while it takes weights: with Ray its caches come when the sender has let go."""
+        if self.apart and self.awake:
+            return self.e * (self.text.parameters + self.vision.parameters)
+        return self.awake
 
     def _start(self) -> Moment:
         """Every rank loads the whole model before it keeps its part; the root's part is made last."""
@@ -300,10 +312,14 @@ class _Rank:
         return (24 if self.master == 2 else 8) * largest // self.ranks
 
     def _pushed(self) -> int:
-        """The leader gathers all weights, and adapters are folded into a copy of theirs."""
+        """The leader gathers all weights, and adapters are folded into a copy of theirs. A colocated engine is sent them
+        through a buffer.
+        """
         gathers = self.ranks > 1 and self.leader
         whole = (self.master * self.trained + self.e * self.frozen) if gathers else 0
-        return whole + (self.e * self.text.layers * self.text.layer_parameters if self.lora else 0)
+        folded = self.e * self.text.layers * self.text.layer_parameters if self.lora else 0
+        buffer = max(_BUFFER, self.e * self.text.embedding_parameters) if self.awake else 0
+        return whole + folded + buffer
 
     # sampling
 

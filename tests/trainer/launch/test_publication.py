@@ -43,8 +43,12 @@ class Ranks:
 
     failure: Exception | None = None
     sent: list[tuple[int, Any, int, int]] = field(default_factory=list)
+    kept: list[int] = field(default_factory=list)
 
     def hold(self, serial: int) -> None: ...
+
+    def keep(self, serial: int) -> None:
+        self.kept.append(serial)
 
     async def send(self, number: int, actor: Any, serial: int, version: int) -> None:
         if self.failure is not None:
@@ -86,6 +90,46 @@ def test_an_engine_that_cannot_be_met_gets_its_weights_from_the_store_and_its_su
     (line,) = said
     assert line.startswith("engine 0 gets its weights through the object store from now on")
     assert "no way" in line
+
+
+def test_a_colocated_engine_gets_weights_from_its_rank_once_and_whoever_comes_later_from_rank_0() -> None:
+    ranks, said = Ranks(), []
+    engines, successors = [Actor(), Actor()], [Actor(), Actor()]
+
+    async def work() -> None:
+        publication = await Direct(ranks, 5, said.append, colocated=True).hold(3)
+        for number, actor in enumerate(engines):
+            await publication.give(number, actor)
+        await publication.give(1, successors[1])  # the engine died while it took them
+        await publication.keep()
+        await publication.give(0, successors[0])  # rank 0 has kept them
+
+    asyncio.run(work())
+    assert [(number, actor) for number, actor, *_ in ranks.sent] == [
+        (0, engines[0]),
+        (1, engines[1]),
+        (0, successors[0]),
+    ]
+    assert successors[1].stored == [("publication 1", 3)]
+    assert ranks.kept == [1]
+    assert said == [], "nothing has failed"
+
+
+def test_a_colocated_engine_that_was_away_when_weights_were_published_gets_them_from_the_store() -> None:
+    ranks, late = Ranks(), Actor()
+
+    async def work() -> None:
+        direct = Direct(ranks, 5, lambda line: None, colocated=True)
+        publication = await direct.hold(3)
+        await publication.keep()
+        await publication.give(1, late)
+        await (await direct.hold(4)).give(1, late)
+
+    asyncio.run(work())
+    assert late.stored == [("publication 1", 3)]
+    assert [(number, version) for number, _, _, version in ranks.sent] == [(1, 4)], (
+        "the next comes from its rank"
+    )
 
 
 @pytest.mark.parametrize("failure", [MisfitError("do not fit"), EngineUnusableError("gone")])

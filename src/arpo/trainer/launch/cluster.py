@@ -12,6 +12,7 @@ import os
 import signal
 import socket
 import time
+from collections.abc import Sequence
 from typing import Any, Self
 
 import ray
@@ -29,7 +30,7 @@ _ANSWER_S = 10.0
 
 
 class Cluster:
-    """Async context manager. Bundles 0 to ranks - 1 are the learner ranks', those after them the engines'.
+    """Async context manager, in which `rank` and `engine` start actors in the run's bundles (`bundles_of`).
 
     Raises ConfigError when the cluster does not answer, ArpoError when it has no room within `launcher.start_timeout_s`.
     """
@@ -37,11 +38,9 @@ class Cluster:
     def __init__(self, config: Config, reporter: Reporter) -> None:
         self._section = config.launcher
         self._reporter = reporter
-        shares = [1] * config.learner_ranks + [config.engine_gpus] * self._section.engines
-        self._bundles = [
-            {"CPU": self._section.cpus} | ({"GPU": float(gpus)} if config.hardware.gpus else {})
-            for gpus in shares
-        ]
+        self._bundles = bundles_of(config)
+        self._shared = self._section.engines if config.colocated else 0
+        self._first_engine = 0 if config.colocated else config.learner_ranks
         self._group: PlacementGroup | None = None
 
     async def __aenter__(self) -> Self:
@@ -61,15 +60,25 @@ class Cluster:
             remove_placement_group(self._group)
             ray.shutdown()
 
-    def actor(self, bundle: int, cls: Any, *arguments: Any) -> Any:
-        """Start an actor of a class that `ray.remote` made, in one of the run's bundles; returns its handle at once."""
+    def rank(self, number: int, cls: Any, *arguments: Any) -> Any:
+        """Start the actor of a learner rank, of a class that `ray.remote` made; returns its handle at once."""
+        return self._actor(number, cls, arguments)
+
+    def engine(self, number: int, cls: Any, *arguments: Any) -> Any:
+        """Start an engine's actor; see `rank`."""
+        return self._actor(self._first_engine + number, cls, arguments)
+
+    def _actor(self, bundle: int, cls: Any, arguments: Sequence[Any]) -> Any:
         assert self._group is not None  # noqa: S101 - made on entering
         resources = self._bundles[bundle]
+        actors = 2 if bundle < self._shared else 1
         place = PlacementGroupSchedulingStrategy(
             placement_group=self._group, placement_group_bundle_index=bundle
         )
         return cls.options(
-            num_cpus=resources["CPU"], num_gpus=resources.get("GPU", 0), scheduling_strategy=place
+            num_cpus=resources["CPU"] / actors,
+            num_gpus=resources.get("GPU", 0) / actors,
+            scheduling_strategy=place,
         ).remote(*arguments)
 
     def _connect(self) -> bool:
@@ -130,6 +139,21 @@ class Cluster:
             )
         )
         return f"the Ray cluster has no room for the run's {wanted} (free: {free} of {total})"
+
+
+def bundles_of(config: Config) -> list[dict[str, float]]:
+    """What a run needs of the cluster: a bundle for each learner rank, then one for each engine.
+
+    Colocated engines have none of their own: the first ranks' bundles have CPUs for two actors, which share the GPU.
+    """
+    launcher = config.launcher
+    shared, apart = (launcher.engines, 0) if config.colocated else (0, launcher.engines)
+    actors = [2 if rank < shared else 1 for rank in range(config.learner_ranks)] + [1] * apart
+    gpus = [1] * config.learner_ranks + [config.engine_gpus] * apart
+    return [
+        {"CPU": launcher.cpus * number} | ({"GPU": float(share)} if config.hardware.gpus else {})
+        for number, share in zip(actors, gpus, strict=True)
+    ]
 
 
 def _raise_if_silent(address: str) -> None:

@@ -75,6 +75,14 @@ class EngineActor:
         """See `VllmEngine.resume`."""
         await self._vllm.resume(version)
 
+    async def sleep(self) -> None:
+        """See `VllmEngine.sleep`."""
+        await self._vllm.sleep()
+
+    async def wake(self) -> None:
+        """See `VllmEngine.wake`."""
+        await self._vllm.wake()
+
     @property
     def _ready(self) -> Engine:
         assert self._engine is not None  # noqa: S101 - the driver asks after start

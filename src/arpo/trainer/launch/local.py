@@ -51,7 +51,8 @@ class LocalLauncher:
 
     @asynccontextmanager
     async def learner(self, plan: Plan, policy: Policy) -> AsyncIterator[LeadLearner]:
-        """The learner, which shards the policy's model."""
+        """The learner, which shards the policy's model. It is made in the room of an engine that sleeps."""
+        await self.make_room()
         with leading(plan.config, plan.source, policy) as self._learner:
             yield self._learner
 
@@ -64,6 +65,7 @@ class LocalLauncher:
         """Gather the weights here and copy them into the engine."""
         assert self._engine is not None  # noqa: S101 - nothing is published before there are both
         assert self._learner is not None  # noqa: S101
+        weights = self._learner.weights()
         if self._colocated is not None:
             await self._colocated.wake()
-        await self._engine.push(self._learner.weights(), version)
+        await self._engine.push(weights, version)

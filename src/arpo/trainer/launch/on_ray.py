@@ -1,6 +1,6 @@
 """Engine and learner as actors of a Ray cluster; this process, the driver, holds neither.
 
-Invariant: weights go from rank 0 to the engines, straight or through Ray's object store, and never through the driver's
+Invariant: weights go from ranks to the engines, straight or through Ray's object store, and never through the driver's
 memory. Whatever ends the driver ends its actors: Ray ends those whose driver is gone.
 """
 
@@ -58,22 +58,28 @@ class RayLauncher:
 
     @asynccontextmanager
     async def learner(self, plan: Plan, policy: Policy) -> AsyncIterator[RayLearner]:
-        """The rank actors as one learner."""
+        """The rank actors as one learner. They start in the room of engines that sleep."""
+        await self.make_room()
         run = (self._config.run.dir / self._config.run.name).absolute()
         self._learner = await asyncio.to_thread(RayLearner, self._cluster, plan, run)
         if sends(self._config):
             timeout_s = self._config.engine.vllm.push_timeout_s
-            self._direct = Direct(self._learner, timeout_s, self._reporter.say)
+            self._direct = Direct(
+                self._learner, timeout_s, self._reporter.say, colocated=self._config.colocated
+            )
         try:
             yield self._learner
         finally:
             self._learner.close()
 
     async def make_room(self) -> None:
-        """There is room: no bundle is shared."""
+        """Colocated engines sleep until `publish`; others have GPUs of their own."""
+        if self._config.colocated:
+            assert self._engine is not None  # noqa: S101 - nothing computes before there is one
+            await self._engine.sleep()
 
     async def publish(self, version: int) -> None:
-        """Rank 0 sends the weights to every engine, or puts them where every engine takes them from."""
+        """Ranks send the weights to the engines, or rank 0 puts them where every engine takes them from."""
         assert self._engine is not None  # noqa: S101 - nothing is published before there are both
         assert self._learner is not None  # noqa: S101
         if self._direct is None:

@@ -1,7 +1,8 @@
-"""Weights in the process of learner rank 0, on their way to engine actors.
+"""Weights in the process of a learner rank, on their way to engine actors: rank 0 sends to all, or, where engines are
+colocated, each rank to the one on its GPU.
 
 Invariant: what is sent of a publication is the same whenever it is sent, whatever the learner does meanwhile: while the
-driver publishes, the learner waits; after that there is a copy.
+driver publishes, the learner waits; after that rank 0 has a copy.
 """
 
 from __future__ import annotations
@@ -22,17 +23,21 @@ from arpo.trainer.launch.packed import Packed, pack
 
 
 class Outgoing:
-    """Publications by serial number, and a sender to each engine. One thread may send while another holds and keeps."""
+    """Publications by serial number, and a sender to each engine. One thread may send while another holds and keeps.
 
-    def __init__(self, config: Config) -> None:
+    lead: of rank 0, which keeps publications for engines that come late.
+    """
+
+    def __init__(self, config: Config, *, lead: bool) -> None:
         vllm = config.engine.vllm
-        self._method = choose_method(
-            vllm.weight_transfer, gpu=torch.cuda.is_available(), colocated=vllm.colocate
-        )
+        self._method = choose_method(vllm, gpu=torch.cuda.is_available())
+        self._lead = lead
+        self._colocated = config.colocated
         self._workers = vllm.tensor_parallel
         self._dtype = DTYPES[config.model.dtype]
         self._timeout_s = vllm.push_timeout_s
         self._held: dict[int, Mapping[str, torch.Tensor]] = {}
+        self._kept: set[int] = set()
         self._senders: dict[int, tuple[Any, WeightSender]] = {}
 
     def hold(self, serial: int, weights: Mapping[str, torch.Tensor]) -> None:
@@ -40,16 +45,25 @@ class Outgoing:
         self._held[serial] = weights
 
     def keep(self, serial: int) -> None:
-        """End a publication: copy it to the host's memory, for engines that come late, and drop those before it."""
-        kept = {n: t.detach().to("cpu", self._dtype, copy=True) for n, t in self._held[serial].items()}
-        self._held = {serial: kept}
+        """End a publication, if it has not ended: rank 0 copies it to the host's memory, for engines that come late. Those
+        before it are dropped.
+        """
+        if serial in self._kept:
+            return
+        held = self._held[serial].items() if self._lead else ()
+        self._held = {serial: {n: t.detach().to("cpu", self._dtype, copy=True) for n, t in held}}
+        self._kept = {serial}
+        if self._colocated and torch.cuda.is_available():
+            torch.cuda.empty_cache()  # the room that the weights had is the engine's
 
     def drop(self, serial: int) -> None:
         """Forget a publication that has failed."""
         self._held.pop(serial, None)
+        self._kept.discard(serial)
 
     def send(self, number: int, actor: Any, serial: int, version: int) -> None:
-        """Send a publication to an engine's workers, which sample as that version afterwards.
+        """Send a publication to an engine's workers, which sample as that version afterwards. Of a colocated engine's rank
+        it is the only one, so the publication ends with it: then the GPU has room for the engine's caches.
 
         number: the engine's place; another actor than before in it is met anew. Raises EngineUnusableError when the actor
         is of no use any more: its process or one below it is gone, or does not answer in time. MisfitError when the
@@ -63,6 +77,9 @@ class Outgoing:
         except Exception as error:
             self._senders.pop(number, None)  # it has left its group by itself
             raise _judged(error) from error
+        finally:
+            if self._colocated:
+                self.keep(serial)
         ask("resume", version)
 
     def packed(self, serial: int) -> Packed:
@@ -118,3 +135,8 @@ def _judged(error: Exception) -> EngineError | EngineUnusableError:
 def sends(config: Config) -> bool:
     """Whether the learner sends to the engines itself: `vllm` can take weights from another process, `hf` cannot."""
     return config.engine.kind == "vllm" and config.engine.vllm.weight_transfer != "reload"
+
+
+def senders(config: Config) -> int:
+    """How many of the ranks, from the first, send to engines."""
+    return config.launcher.engines if config.colocated else 1

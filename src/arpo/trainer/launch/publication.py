@@ -40,39 +40,43 @@ class Stored:
 
     async def give(self, number: int, actor: Any) -> None:
         """See `Publication.give`."""
-        try:
-            await asyncio.wait_for(
-                answer(actor.push.remote(self._packed, self._version, tracing.traceparent())), self._timeout_s
-            )
-        except TimeoutError as error:
-            raise EngineUnusableError(
-                f"the engine has not taken new weights within {self._timeout_s:g} s"
-            ) from error
+        push = actor.push.remote(self._packed, self._version, tracing.traceparent())
+        await answer_within(push, self._timeout_s, "taken new weights")
 
 
 class Direct:
-    """Weights that rank 0 holds and sends by vLLM's native transfer; one object for the life of the learner's ranks.
+    """Weights that ranks hold and send by vLLM's native transfer; one object for the life of the learner's ranks.
 
     An engine to which the transfer failed gets its weights through the object store from then on; the actor that replaces
-    it is met anew. say: told so, in one line.
+    it is met anew. say: told so, in one line. colocated: each engine's weights come from the rank on its GPU, which has
+    them for one attempt; whoever comes later gets them from rank 0, through the store unless it is rank 0's own engine.
     """
 
-    def __init__(self, learner: RayLearner, timeout_s: float, say: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        learner: RayLearner,
+        timeout_s: float,
+        say: Callable[[str], None],
+        *,
+        colocated: bool = False,
+    ) -> None:
         self._learner = learner
+        self._colocated = colocated
         self._timeout_s = timeout_s
         self._say = say
         self._serial = 0
         self._from_store: dict[int, Any] = {}
 
     async def hold(self, version: int) -> DirectPublication:
-        """Let rank 0 hold the learner's weights of the moment."""
+        """Let those that send hold the learner's weights of the moment."""
         self._serial += 1
         await asyncio.to_thread(self._learner.hold, self._serial)
         return DirectPublication(self, self._serial, version)
 
-    async def give(self, number: int, actor: Any, serial: int, version: int) -> None:
-        """See `Publication.give`."""
-        if self._from_store.get(number) != actor:
+    async def give(self, number: int, actor: Any, serial: int, version: int, *, late: bool) -> None:
+        """See `Publication.give`. late: not the first attempt to give this engine this publication while it is made."""
+        gone = late and self._colocated and number > 0
+        if not gone and self._from_store.get(number) != actor:
             try:
                 await self._learner.send(number, actor, serial, version)
             except MisfitError:
@@ -103,18 +107,31 @@ class DirectPublication:
         self._direct = direct
         self._serial = serial
         self._version = version
+        self._tried: set[int] = set()
+        self._made = False
 
     async def give(self, number: int, actor: Any) -> None:
         """See `Publication.give`."""
-        await self._direct.give(number, actor, self._serial, self._version)
+        late = self._made or number in self._tried
+        self._tried.add(number)
+        await self._direct.give(number, actor, self._serial, self._version, late=late)
 
     async def keep(self) -> None:
         """All engines have it: keep it for those that come late."""
+        self._made = True
         await self._direct.keep(self._serial)
 
     async def drop(self) -> None:
         """It was refused."""
         await self._direct.drop(self._serial)
+
+
+async def answer_within(reference: Any, timeout_s: float | None, what: str) -> Any:
+    """As `answer`. Raises EngineUnusableError when the actor has not done in time what it was asked for."""
+    try:
+        return await asyncio.wait_for(answer(reference), timeout_s)
+    except TimeoutError as error:
+        raise EngineUnusableError(f"the engine has not {what} within {timeout_s:g} s") from error
 
 
 async def answer(reference: Any) -> Any:

@@ -24,7 +24,7 @@ from arpo.learner.ranks import join
 from arpo.protocol.problems import ConfigError
 from arpo.telemetry import export, names, tracing
 from arpo.trainer.launch.base import Plan
-from arpo.trainer.launch.outgoing import Outgoing
+from arpo.trainer.launch.outgoing import Outgoing, senders
 from arpo.trainer.launch.packed import Packed, pack
 from arpo.trainer.ranks import make_learner
 
@@ -74,8 +74,8 @@ class RankActor:
         place = torch.device("cuda", 0) if on_gpu else torch.device("cpu")  # a rank sees its own GPU alone
         ranks = join(place, rank=rank, size=size, store=store)
         self._learner = make_learner(plan.config, plan.source.load(plan.config, adapters=True), ranks)
-        if ranks.lead:
-            self._outgoing = Outgoing(plan.config)
+        if rank < senders(plan.config):
+            self._outgoing = Outgoing(plan.config, lead=ranks.lead)
 
     def call(self, traceparent: str | None, method: str, *arguments: Any) -> Any:
         """A method of `Learner`. traceparent: of the caller's span."""
@@ -89,28 +89,28 @@ class RankActor:
         return pack(self._ready.weights()), None
 
     def hold(self, serial: int) -> None:
-        """Gather the weights on rank 0, as the publication of that number."""
-        weights = self._ready.weights()
+        """Gather the weights on the ranks that send, as the publication of that number."""
+        weights = self._ready.weights(wanted=self._outgoing is not None)
         if self._outgoing is not None:
             self._outgoing.hold(serial, weights)
 
     def keep(self, serial: int) -> None:
-        """See `Outgoing.keep`; of rank 0 alone, as the three that follow."""
-        self._lead.keep(serial)
+        """See `Outgoing.keep`; of ranks that send alone, as the three that follow."""
+        self._sending.keep(serial)
 
     def drop(self, serial: int) -> None:
         """See `Outgoing.drop`."""
-        self._lead.drop(serial)
+        self._sending.drop(serial)
 
     @ray.method(concurrency_group=SEND)
     def send(self, number: int, actor: Any, serial: int, version: int) -> None:
         """See `Outgoing.send`."""
-        self._lead.send(number, actor, serial, version)
+        self._sending.send(number, actor, serial, version)
 
     @ray.method(concurrency_group=SEND)
     def packed(self, serial: int) -> Packed:
         """See `Outgoing.packed`."""
-        return self._lead.packed(serial)
+        return self._sending.packed(serial)
 
     def begin_save(self, folder: Path) -> None:
         """Copy the state; it is written while other calls go on."""
@@ -128,6 +128,6 @@ class RankActor:
         return self._learner
 
     @property
-    def _lead(self) -> Outgoing:
-        assert self._outgoing is not None  # noqa: S101 - the driver asks rank 0, after join
+    def _sending(self) -> Outgoing:
+        assert self._outgoing is not None  # noqa: S101 - the driver asks a rank that sends, after join
         return self._outgoing

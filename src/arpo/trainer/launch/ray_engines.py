@@ -1,7 +1,8 @@
 """One engine made of engine actors: requests are spread over them, and an actor that dies is replaced.
 
 Invariant: a request is answered or fails for a reason of its own, whichever actors, or processes below them, die
-meanwhile; and no actor samples with weights older than those of the last `push` that has returned.
+meanwhile; and no actor samples with weights older than those of the last `push` that has returned. From `sleep` to the
+next `publish` no actor uses a GPU, nor is one started.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from arpo.trainer.launch.cluster import Cluster, first_line
 from arpo.trainer.launch.engine_actor import EngineActor
 from arpo.trainer.launch.packed import pack
 from arpo.trainer.launch.pictures import Lacking
-from arpo.trainer.launch.publication import Publication, Stored, answer
+from arpo.trainer.launch.publication import Publication, Stored, answer, answer_within
 
 if TYPE_CHECKING:
     import torch
@@ -39,6 +40,8 @@ class _Place:
         self.number = number
         self.actor: Any = None
         self.ready = asyncio.Event()
+        self.asleep = False
+        self.given: Publication | None = None
         self.outstanding = 0
         self.sent: set[str] = set()
         """Pictures that the actor should have; it may have dropped some."""
@@ -66,6 +69,10 @@ class RayEngine:
         self._places = [_Place(number) for number in range(plan.config.launcher.engines)]
         self._actor = ray.remote(EngineActor)
         self._closed = False
+        self._turn = asyncio.Event()
+        """It is the engines' turn to use GPUs that they share."""
+        self._turn.set()
+        self._timeout_s = plan.config.engine.vllm.push_timeout_s
         self.restarts = 0
 
     async def __aenter__(self) -> Self:
@@ -110,6 +117,7 @@ class RayEngine:
         """As `push`: weights that are somewhere in the cluster, and go to the actors from there."""
         before = self._newest, self._version
         self._newest, self._version = publication, version
+        self._turn.set()
         try:
             # an actor that is being replaced takes the newest weights before it is asked anything
             await asyncio.gather(*(self._push(place) for place in self._places))
@@ -120,6 +128,19 @@ class RayEngine:
         if len(reasons) == len(self._places):
             known = next((reason for reason in reasons if isinstance(reason, ArpoError)), None)
             raise known or ArpoError(f"no engine is left: {reasons[0]}")
+
+    async def sleep(self) -> None:
+        """Give the GPUs' memory away; for colocated engines. Requests wait until the next `publish`. Sleeping twice is
+        harmless.
+
+        An actor that is coming up comes up first; one that dies meanwhile is replaced at the next `publish`.
+        """
+        if not self._turn.is_set():
+            return
+        while coming := [p.coming for p in self._places if p.coming is not None and not p.coming.done()]:
+            await asyncio.wait(coming)
+        self._turn.clear()
+        await asyncio.gather(*(self._lull(place) for place in self._places if place.ready.is_set()))
 
     async def close(self) -> None:
         """End all actors at once."""
@@ -166,21 +187,35 @@ class RayEngine:
 
     async def _start(self, place: _Place) -> None:
         """An actor with the newest weights, in a place."""
-        bundle = self._plan.config.learner_ranks + place.number
-        place.sent = set()
-        place.actor = self._cluster.actor(bundle, self._actor, str(Path.cwd()))
+        await self._turn.wait()
+        place.sent, place.asleep = set(), False
+        place.actor = self._cluster.engine(place.number, self._actor, str(Path.cwd()))
         await place.actor.start.remote(self._plan)
-        given = None
-        while given is not (newest := self._newest) and newest is not None:
+        place.given = None
+        while place.given is not (newest := self._newest) and newest is not None:
             await newest.give(place.number, place.actor)
-            given = newest
+            place.given = newest
         place.ready.set()
+
+    async def _lull(self, place: _Place) -> None:
+        actor = place.actor
+        try:
+            await answer_within(actor.sleep.remote(), self._timeout_s, "fallen asleep")
+        except (RayActorError, EngineUnusableError) as error:
+            self._replace(place, actor, error)
+        else:
+            place.asleep = True
 
     async def _push(self, place: _Place) -> None:
         actor = place.actor
-        if place.ready.is_set() and self._newest is not None:
+        newest = self._newest
+        if place.ready.is_set() and newest is not None and place.given is not newest:
             try:
-                await self._newest.give(place.number, actor)
+                if place.asleep:
+                    await answer_within(actor.wake.remote(), self._timeout_s, "woken up")
+                    place.asleep = False
+                await newest.give(place.number, actor)
+                place.given = newest
             except (RayActorError, EngineUnusableError) as error:
                 self._replace(place, actor, error)
         if not place.ready.is_set() and place.coming is not None:

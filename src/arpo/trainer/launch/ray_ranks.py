@@ -22,6 +22,7 @@ from arpo.protocol.problems import ConfigError
 from arpo.telemetry import tracing
 from arpo.trainer.launch.base import LearnerLost, Plan
 from arpo.trainer.launch.cluster import Cluster, first_line
+from arpo.trainer.launch.outgoing import senders
 from arpo.trainer.launch.rank_actor import SEND, WATCH, RankActor
 from arpo.trajectory import GroupMember, Trajectory
 from arpo.trajectory.store import ImageSource
@@ -42,7 +43,8 @@ class RayLearner:
         remote: Any = ray.remote  # its overloads know no concurrency groups
         actor = remote(concurrency_groups={WATCH: 1, SEND: 1})(RankActor)
         self._lost: str | None = None
-        self._actors = [cluster.actor(rank, actor, str(Path.cwd())) for rank in range(size)]
+        self._senders = senders(plan.config)
+        self._actors = [cluster.rank(number, actor, str(Path.cwd())) for number in range(size)]
         try:
             self._find(run)
             (address,) = self._gather([self._actors[0].meet.remote()])
@@ -104,25 +106,26 @@ class RayLearner:
         return packed
 
     def hold(self, serial: int) -> None:
-        """Gather the weights on rank 0, as the publication of that number."""
+        """Gather the weights on the ranks that send, as the publication of that number."""
         self._gather([actor.hold.remote(serial) for actor in self._actors])
 
     def keep(self, serial: int) -> None:
-        """See `Outgoing.keep`, on rank 0."""
-        self._gather([self._actors[0].keep.remote(serial)])
+        """See `Outgoing.keep`."""
+        self._gather([actor.keep.remote(serial) for actor in self._actors[: self._senders]])
 
     def drop(self, serial: int) -> None:
-        """See `Outgoing.drop`, on rank 0."""
-        self._gather([self._actors[0].drop.remote(serial)])
+        """See `Outgoing.drop`."""
+        self._gather([actor.drop.remote(serial) for actor in self._actors[: self._senders]])
 
     async def send(self, number: int, actor: Any, serial: int, version: int) -> None:
-        """See `Outgoing.send`, on rank 0. For any thread's event loop, at any time."""
+        """See `Outgoing.send`, on the engine's rank. For any thread's event loop, at any time."""
+        rank = number if self._senders > 1 else 0
         try:
-            await self._actors[0].send.remote(number, actor, serial, version)
+            await self._actors[rank].send.remote(number, actor, serial, version)
         except RayTaskError as error:
             raise error.cause from error
         except RayError as error:
-            raise self._lose(0, "ended", error) from error
+            raise self._lose(rank, "ended", error) from error
 
     def packed(self, serial: int) -> ray.ObjectRef[Any]:
         """Where a publication is as `Packed`, once rank 0 has put it there."""

@@ -41,6 +41,8 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 _NO_WEIGHTS = "the engine has no weights; push some first"
 _DEAD = "vLLM's processes have ended: one died, or was killed (for the memory that it took?); see what they printed"
 _LOOK_S = 0.5
+_WEIGHTS, _CACHE = "weights", "kv_cache"
+"""vLLM's names for what it gives away as it sleeps."""
 
 
 class VllmEngine:
@@ -78,7 +80,7 @@ class VllmEngine:
                 "engine.kind=vllm needs vLLM, which is not installed; fix: pip install 'arpo[vllm]'"
             )
         gpu = torch.cuda.is_available()
-        method = choose_method(section.weight_transfer, gpu=gpu, colocated=section.colocate)
+        method = choose_method(section, gpu=gpu)
         shape = AutoConfig.from_pretrained(folder)
         vision = shape.vision_config
         self._never = {shape.image_token_id: -torch.inf, shape.video_token_id: -torch.inf}
@@ -92,7 +94,7 @@ class VllmEngine:
         self._sleeps = gpu and section.colocate
         self._version = policy_version
         self._unusable = "" if weights else _NO_WEIGHTS
-        self._asleep = False
+        self._away: set[str] = set()
         self._closed = False
         self._calls: set[asyncio.Task[Any]] = set()
         longest = shape.get_text_config().max_position_embeddings
@@ -182,13 +184,15 @@ class VllmEngine:
         await self._there(partial(self._resume, version))
 
     async def sleep(self) -> None:
-        """Give the GPU's memory away, weights and caches: requests wait until `wake` and a push. On the CPU, or
-        without `colocate`, requests only wait until `wake`.
+        """Give the GPU's memory away, weights and caches: requests wait until `wake` and a push. Without a GPU, or
+        without `colocate`, the memory stays, and requests wait all the same.
         """
         await self._there(self._sleep)
 
     async def wake(self) -> None:
-        """Take the GPU's memory back; the weights must be pushed."""
+        """Take back the memory for weights, which must be pushed; that for the key-value cache comes after the push, so
+        that whoever sends them has had its room until then.
+        """
         await self._there(self._wake)
 
     async def close(self) -> None:
@@ -314,6 +318,9 @@ class VllmEngine:
         await self._open()
 
     async def _open(self) -> None:
+        if _CACHE in self._away:
+            await self._llm.wake_up([_CACHE])
+            self._away.discard(_CACHE)
         # features of pictures are of the old weights too; all three, or vLLM's halves disagree about what is there
         await self._llm.reset_mm_cache()
         await self._llm.reset_encoder_cache()
@@ -324,17 +331,15 @@ class VllmEngine:
     async def _sleep(self) -> None:
         async with self._changing:
             await self._pause()
-            if self._sleeps and not self._asleep:
+            if self._sleeps and not self._away:
                 await self._llm.sleep(level=2)
-                self._asleep = True
+                self._away = {_WEIGHTS, _CACHE}
 
     async def _wake(self) -> None:
         async with self._changing:
-            if not self._asleep:
-                await self._open()
-                return
-            await self._llm.wake_up()
-            self._asleep = False
+            if _WEIGHTS in self._away:
+                await self._llm.wake_up([_WEIGHTS])
+                self._away.discard(_WEIGHTS)
 
     async def _close(self) -> None:
         self._unusable = "the engine was closed"

@@ -21,6 +21,7 @@ from typing import Any, Literal
 import torch
 from safetensors.torch import save_file
 
+from arpo.config.sections import VllmSection
 from arpo.policy.load import blank_model
 from arpo.rollout.engines.base import EngineError, EngineUnusableError
 from arpo.rollout.engines.vllm.bounded import bounded
@@ -78,12 +79,15 @@ def shapes_of(weights: Mapping[str, torch.Tensor]) -> dict[str, tuple[int, ...]]
     return {name: tuple(weights[name].shape) for name in weights}
 
 
-def choose_method(wanted: str, *, gpu: bool, colocated: bool) -> Method:
+def choose_method(section: VllmSection, *, gpu: bool) -> Method:
     """What `engine.vllm.weight_transfer` stands for on this machine."""
-    if wanted == "auto":
-        return ("ipc" if colocated else "nccl") if gpu else "gloo"
-    methods: dict[str, Method] = {"nccl": "nccl", "ipc": "ipc", "gloo": "gloo", "reload": "reload"}
-    return methods[wanted]
+    if section.weight_transfer != "auto":
+        return section.weight_transfer
+    if not gpu:
+        return "gloo"
+    if not section.colocate:
+        return "nccl"
+    return "ipc" if section.tensor_parallel == 1 else "reload"  # a sender's memory is on one GPU
 
 
 class WeightSender:
@@ -144,27 +148,27 @@ class WeightSender:
             self._control("load_file", {"path": path})
 
     def _join(self) -> _Session:
-        from vllm.distributed.weight_transfer.factory import WeightTransferTrainerFactory
-
         place = torch.device("cpu") if self._method == "gloo" else torch.device("cuda")
         client, source = _Client(self._control), _source(place, self._dtype)
-        info = self._init_info()
         try:
-            native = bounded(
-                lambda: WeightTransferTrainerFactory.trainer_init(info, client=client, source=source),
-                client.failure,
-                JOIN_S,
-            )
+            native = bounded(lambda: self._meet(client, source), client.failure, JOIN_S)
         except Exception:
             client.closed = True
             raise
         return _Session(native, client, source)
 
-    def _init_info(self) -> Any:
+    def _meet(self, client: _Client, source: Any) -> Any:
+        """vLLM's side of the sender, which the workers know from here on."""
         if self._method == "ipc":
-            from vllm.distributed.weight_transfer.ipc_engine import IPCTrainerInitInfo
+            from arpo.rollout.engines.vllm.ipc import own_gpu_sender
 
-            return IPCTrainerInitInfo(rank=0, packed=True)
+            return own_gpu_sender(client, source)
+        from vllm.distributed.weight_transfer.factory import WeightTransferTrainerFactory
+
+        return WeightTransferTrainerFactory.trainer_init(self._group(), client=client, source=source)
+
+    def _group(self) -> Any:
+        """The group of the sender and the workers."""
         port, size = _free_port(), 1 + self._workers
         if self._method == "gloo":
             from arpo.rollout.engines.vllm.gloo import GlooTrainerInitInfo, register
