@@ -410,7 +410,9 @@ def test_a_desktop_that_dies_is_a_guest_error(sandboxed: None) -> None:
         provider = XvfbProvider()
         try:
             guest = await provider.start()
-            with contextlib.suppress(GuestError):  # the desktop may be gone before it has said that it launched
+            with contextlib.suppress(
+                GuestError
+            ):  # the desktop may be gone before it has said that it launched
                 await guest.client.launch(["pkill", "Xvfb"])
             with pytest.raises(GuestError):
                 await look_for_ever(guest)
