@@ -1,6 +1,6 @@
 """Makes the small Linux guest of the qemu tests: a bootable disk with the stand-in of OSWorld's server on port 5000.
 
-    python tests/providers/qemu_guest.py     makes it, unless it is there, and prints its path
+    python tests/providers/standins/qemu_guest.py     makes it, unless it is there, and prints its path
 
 Needs root, debootstrap, mkfs.ext4 and qemu-img. It is kept in .cache/tests under a name that says what it is made of.
 """
@@ -14,8 +14,8 @@ import subprocess
 import tempfile
 from pathlib import Path
 
-ROOT = Path(__file__).parent.parent.parent
-SERVER = Path(__file__).parent / "standins" / "osworld_guest.py"
+ROOT = Path(__file__).parents[3]
+SERVER = Path(__file__).parent / "osworld_guest.py"
 SCREEN = (640, 480)
 PROGRAMS = ("debootstrap", "mkfs.ext4", "qemu-img")
 
@@ -39,11 +39,6 @@ export PYTHONDONTWRITEBYTECODE=1 HOME=/home/user PATH=/usr/bin:/usr/sbin:/bin:/s
 # as process 1 it would get none of the signals that end it, and the kernel would stop with it
 while :; do python3 /opt/osworld_guest.py 0.0.0.0 5000 /home/user {SCREEN[0]}x{SCREEN[1]}; done
 """
-# Emulated, GRUB and the kernel take seconds for the tens of megabytes that an initramfs has by default.
-INITRAMFS = {
-    "conf.d/arpo": "MODULES=list\nCOMPRESS=gzip\n",
-    "modules": "virtio_pci\nvirtio_scsi\nsd_mod\next4\nvirtio_net\n",
-}
 GRUB = """set root=(hd0,msdos1)
 linux /vmlinuz root=LABEL=arpo-guest ro quiet console=ttyS0 panic=-1 net.ifnames=0 init=/sbin/arpo-init
 initrd /initrd.img
@@ -63,7 +58,7 @@ def missing() -> str | None:
 
 def guest_path() -> Path:
     """Where the disk is, or will be."""
-    made_of = f"{PACKAGES} {SUITE} {START} {SIZE_MB} {INIT} {GRUB} {INITRAMFS}".encode() + SERVER.read_bytes()
+    made_of = f"{PACKAGES} {SUITE} {START} {SIZE_MB} {INIT} {GRUB}".encode() + SERVER.read_bytes()
     return ROOT / ".cache" / "tests" / f"qemu-guest-{hashlib.sha256(made_of).hexdigest()[:16]}.qcow2"
 
 
@@ -83,9 +78,6 @@ def make(folder: Path) -> Path:
     for path, text in ((root / "sbin/arpo-init", INIT), (root / "tmp/grub.cfg", GRUB)):
         path.write_text(text)
         path.chmod(0o755)
-    for name, text in INITRAMFS.items():
-        (root / "etc/initramfs-tools" / name).write_text(text)
-    run("chroot", root, "update-initramfs", "-u")
     shutil.copy(SERVER, root / "opt/osworld_guest.py")
     (root / "home/user").mkdir()
     run(
