@@ -264,9 +264,11 @@ def test_the_env_server_with_virtual_machines_takes_what_the_chart_gives_it(tmp_
 @pytest.mark.timeout(600)
 @pytest.mark.skipif(shutil.which("qemu-system-x86_64") is None, reason="qemu-system-x86 not installed")
 def test_a_virtual_machine_boots_as_the_chart_describes_it_and_the_test_pod_uses_it(tmp_path: Path) -> None:
-    if why := qemu_guest.missing():
-        pytest.skip(f"there is no guest for QEMU, and none can be made: {why}")
-    server, test = machines(tmp_path, qemu_guest.guest())
+    try:
+        image = qemu_guest.guest()
+    except qemu_guest.NoGuest as error:
+        pytest.skip(f"there is no guest for QEMU, and none can be made: {error}")
+    server, test = machines(tmp_path, image)
     with started(server) as process:
         answers(server, "startupProbe", process, wait_s=500)
         words = [word.replace("arpo-env:18082", f"127.0.0.1:{server.port}") for word in test.command()]

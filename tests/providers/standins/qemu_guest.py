@@ -2,7 +2,8 @@
 
     python tests/providers/standins/qemu_guest.py     makes it, unless it is there, and prints its path
 
-Needs root, debootstrap, mkfs.ext4 and qemu-img. It is kept in .cache/tests under a name that says what it is made of.
+Needs root, debootstrap with a mirror of Debian's, mkfs.ext4 and qemu-img. It is kept in .cache/tests under a name that
+says what it is made of.
 """
 
 from __future__ import annotations
@@ -46,14 +47,8 @@ boot
 """
 
 
-def missing() -> str | None:
-    """Why it cannot be made here; None when it can, or is there."""
-    if guest_path().exists():
-        return None
-    absent = [program for program in PROGRAMS if shutil.which(program) is None]
-    if absent:
-        return f"{', '.join(absent)} not installed (scripts/setup.sh installs them)"
-    return None if os.geteuid() == 0 else "making the guest's disk with debootstrap needs root"
+class NoGuest(Exception):  # noqa: N818 - what there is
+    """It is not there and cannot be made; the message says why."""
 
 
 def guest_path() -> Path:
@@ -63,9 +58,14 @@ def guest_path() -> Path:
 
 
 def guest() -> Path:
-    """The disk, made if it is not there: a minute or more, most of it in debootstrap."""
+    """The disk, made if it is not there: a minute or more, most of it in debootstrap. Raises NoGuest."""
     path = guest_path()
     if not path.exists():
+        absent = [program for program in PROGRAMS if shutil.which(program) is None]
+        if absent:
+            raise NoGuest(f"{', '.join(absent)} not installed (scripts/setup.sh installs them)")
+        if os.geteuid() != 0:
+            raise NoGuest("making the guest's disk with debootstrap needs root")
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=path.parent, prefix="qemu-guest-") as folder:
             make(Path(folder)).rename(path)
@@ -74,7 +74,10 @@ def guest() -> Path:
 
 def make(folder: Path) -> Path:
     root, raw, disk = folder / "root", folder / "disk.raw", folder / "disk.qcow2"
-    run("debootstrap", "--variant=minbase", f"--include={PACKAGES}", SUITE[0], root, SUITE[1])
+    try:
+        run("debootstrap", "--variant=minbase", f"--include={PACKAGES}", SUITE[0], root, SUITE[1])
+    except AssertionError as error:
+        raise NoGuest(str(error)) from error
     for path, text in ((root / "sbin/arpo-init", INIT), (root / "tmp/grub.cfg", GRUB)):
         path.write_text(text)
         path.chmod(0o755)
