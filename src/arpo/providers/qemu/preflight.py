@@ -108,7 +108,7 @@ async def _no_kvm(arguments: Sequence[str]) -> tuple[str, str]:
     if process.returncode == 0:
         return "", ""
     words = said.decode("utf-8", "replace").strip().splitlines() or [f"status {process.returncode}"]
-    return f"KVM does not work here: {words[-1]}", "enable (nested) virtualization"
+    return f"KVM does not work here: {' | '.join(words[-2:])}", "enable (nested) virtualization"
 
 
 def megabytes(option: str, text: str) -> int:
