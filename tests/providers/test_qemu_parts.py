@@ -194,6 +194,13 @@ def test_a_guest_that_never_answers_is_said_in_time_and_nothing_is_left(blank, t
 
 
 @needs_qemu
+def test_a_full_folder_is_said_before_a_machine_starts(blank, tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(preflight, "_LAYER_MIB", 1 << 40)
+    said = start_error(provider_of(blank, folder=str(tmp_path)))
+    assert "MiB left for what a desktop writes; fix: free space, or another --provider-option folder=" in said
+
+
+@needs_qemu
 def test_qemu_that_ends_while_its_guest_boots_is_not_waited_for(blank) -> None:
     ends = [
         "-no-reboot",

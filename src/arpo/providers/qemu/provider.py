@@ -113,9 +113,9 @@ class QemuProvider:
     async def start(self) -> Guest:
         """A desktop from the golden state, which the first start makes. Raises `ProviderError`."""
         begun = time.monotonic()
-        golden = await self._golden()
         folder = self._scratch()
         preflight.check_still_space(folder)
+        golden = await self._golden()
         machine = await golden.start(folder)
         self._machines.add(machine)
         try:
