@@ -26,7 +26,7 @@ missing_packages() {
         name=${line%\?}
         dpkg-query -W -f='${Status}' "$name" 2>/dev/null | grep -q 'ok installed' && continue
         printf '%s\n' "$line"
-    done <scripts/apt-packages.txt
+    done < <(cat scripts/apt-packages.txt scripts/apt-packages-qemu.txt)
 }
 # Optional packages (`name?`) that the distribution does not have, or has only as a snap, are dropped from the list.
 installable() {

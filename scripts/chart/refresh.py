@@ -26,6 +26,7 @@ RENDERS: dict[str, tuple[str, ...]] = {
     "cpu": (),
     "remote-mac": ("--set", "env.tunnel.authorizedKeys[0]=ssh-ed25519 AAAA mac"),
     "all": (),
+    "all-qemu": ("--set", "env.mode=inCluster", "--set", "env.provider=qemu"),
     "all-in-cluster": ("--set", "env.mode=inCluster", "--set", "telemetry.serviceMonitor.enabled=true"),
 }
 """Golden render → what is given besides its values file."""

@@ -23,6 +23,7 @@ BRANCHES = [
     *((values, ()) for values in VALUES),
     (None, ()),
     ("values-all.yaml", ("--set", "env.mode=inCluster", "--set", "telemetry.serviceMonitor.enabled=true")),
+    ("values-all.yaml", ("--set", "env.mode=inCluster", "--set", "env.provider=qemu")),
     ("values-cpu.yaml", ("--set", "env.mode=externalName", "--set", "env.externalName.host=mac.lab")),
     ("values-cpu.yaml", ("--set", "rayJob.submissionMode=HTTPMode", "--set", "networkPolicy.enabled=false")),
 ]

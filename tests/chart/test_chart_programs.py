@@ -8,6 +8,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import signal
 import socket
 import subprocess
@@ -19,6 +20,7 @@ from typing import Any
 
 import httpx
 import pytest
+import qemu_guest
 from chart_kit import ROOT, VALUES, found, objects, pods
 
 from arpo.config.load import load_config
@@ -125,11 +127,11 @@ def started(box: Box, command: list[str] | None = None) -> Iterator[subprocess.P
                 process.wait()
 
 
-def answers(box: Box, probe: str, process: subprocess.Popen[str]) -> None:
+def answers(box: Box, probe: str, process: subprocess.Popen[str], wait_s: float = 60) -> None:
     """Wait until a probe of the container is answered with 200."""
     asked = box.container[probe]["httpGet"]
     assert asked["port"] in {port["name"] for port in box.container["ports"]}
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + wait_s
     while True:
         with contextlib.suppress(httpx.TransportError):
             if httpx.get(f"http://127.0.0.1:{box.port}{asked['path']}").status_code == 200:
@@ -228,6 +230,54 @@ def test_every_option_of_the_env_server_is_one_that_it_has(tmp_path: Path) -> No
     with started(server) as process:
         answers(server, "startupProbe", process)
     assert process.returncode == 0
+
+
+def machines(tmp_path: Path, image: Path) -> tuple[Box, Box]:
+    """The env-server with virtual machines, which are emulated here, and the test's pod."""
+    documents = objects(
+        "values-cpu.yaml", "--set", "env.provider=qemu,env.qemu.imageClaim=osworld,env.qemu.accel=tcg",
+        "--set", "env.qemu.memory=384M,env.qemu.cpus=1,env.qemu.image=guest.qcow2",
+        "--set", "config.env.screen={640,480},config.env.desktops=1",
+    )  # fmt: skip
+    boxes = [Box(documents, pods(documents)[name], tmp_path / name) for name in ("arpo-env", "arpo-test")]
+    for box in boxes:
+        box.write(**{"arpo-env:18082": f"127.0.0.1:{boxes[0].port}"})
+    (boxes[0].paths["/var/lib/arpo/images"] / "guest.qcow2").symlink_to(image)
+    return boxes[0], boxes[1]
+
+
+@pytest.mark.skipif(shutil.which("qemu-system-x86_64") is None, reason="qemu-system-x86 not installed")
+def test_the_env_server_with_virtual_machines_takes_what_the_chart_gives_it(tmp_path: Path) -> None:
+    blank = tmp_path / "blank.qcow2"
+    subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", blank, "16M"], check=True)
+    server, _ = machines(tmp_path, blank)
+    with started(server) as process:
+        answers(server, "livenessProbe", process)
+        ready = httpx.get(
+            f"http://127.0.0.1:{server.port}{server.container['startupProbe']['httpGet']['path']}"
+        )
+        assert ready.status_code == 503, "its machine has not booted: there is nothing on the disk"
+    assert process.returncode == 0, (server.folder / "log").read_text()
+
+
+@pytest.mark.long
+@pytest.mark.timeout(600)
+@pytest.mark.skipif(shutil.which("qemu-system-x86_64") is None, reason="qemu-system-x86 not installed")
+def test_a_virtual_machine_boots_as_the_chart_describes_it_and_the_test_pod_uses_it(tmp_path: Path) -> None:
+    try:
+        image = qemu_guest.guest()
+    except qemu_guest.NoGuest as error:
+        pytest.skip(f"there is no guest for QEMU, and none can be made: {error}")
+    server, test = machines(tmp_path, image)
+    with started(server) as process:
+        answers(server, "startupProbe", process, wait_s=500)
+        words = [word.replace("arpo-env:18082", f"127.0.0.1:{server.port}") for word in test.command()]
+        tried = subprocess.run(
+            words, env=test.environment(), capture_output=True, text=True, timeout=200, check=False
+        )
+        assert tried.returncode == 0, tried.stdout + tried.stderr
+        assert "leased a qemu desktop, 640×480" in tried.stdout
+    assert process.returncode == 0, (server.folder / "log").read_text()
 
 
 def test_a_reloading_env_server_serves_changed_code(tmp_path: Path) -> None:

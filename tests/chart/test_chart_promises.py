@@ -19,6 +19,7 @@ from arpo.protocol.tokens import Scope, parse_tokens, token_for
 from arpo.providers.registry import provider_names
 
 IN_CLUSTER = ("--set", "env.mode=inCluster")
+QEMU = ("--set", "env.provider=qemu,env.qemu.imageClaim=osworld,env.kvm.enabled=true")
 GPU4, MAC, ALL, CPU = (
     "values-smoke-4gpu.yaml",
     "values-remote-mac.yaml",
@@ -66,7 +67,9 @@ def test_every_selector_selects_exactly_the_pods_it_means(values: str, extra: tu
         assert len(hits) == len(meant.get(component, {1})), (one["kind"], one["metadata"]["name"], hits)
 
 
-@pytest.mark.parametrize(("values", "extra"), [*((v, ()) for v in VALUES), (ALL, IN_CLUSTER), (CPU, ())])
+@pytest.mark.parametrize(
+    ("values", "extra"), [*((v, ()) for v in VALUES), (ALL, IN_CLUSTER), (CPU, ()), (CPU, QEMU)]
+)
 def test_every_pod_is_restricted_and_has_no_rights(values: str, extra: tuple[str, ...]) -> None:
     documents = objects(values, *extra)
     for name, pod in pods(documents).items():
@@ -101,6 +104,38 @@ def test_the_xvfb_sandbox_gets_the_user_namespaces_it_needs_and_nothing_else_doe
     assert "hostUsers" not in own
     simulated = pods(objects(CPU))["arpo-env"]["spec"]
     assert simulated["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+
+
+def test_virtual_machines_get_their_disk_their_device_and_room_to_write() -> None:
+    spec = pods(objects(CPU, *QEMU))["arpo-env"]["spec"]
+    (container,) = spec["containers"]
+    assert container["resources"]["limits"]["devices.kubevirt.io/kvm"] == 1
+    volumes = {volume["name"]: volume for volume in spec["volumes"]}
+    assert volumes["images"]["persistentVolumeClaim"] == {"claimName": "osworld", "readOnly": True}
+    assert volumes["desktops"]["emptyDir"] == {"sizeLimit": "64Gi"}
+    mounts = {mount["name"]: mount for mount in container["volumeMounts"]}
+    assert mounts["images"]["readOnly"] is True
+    options = {
+        one.removeprefix("--provider-option=") for one in container["args"] if "provider-option" in one
+    }
+    assert options == {
+        f"image={mounts['images']['mountPath']}/Ubuntu.qcow2", f"folder={mounts['desktops']['mountPath']}",
+        "memory=4G", "cpus=4", "accel=kvm", "network=none",
+    }  # fmt: skip
+    assert "--start-timeout-s=600" in container["args"]
+    assert "supplementalGroups" not in spec["securityContext"]
+    everything = pods(objects(ALL, *IN_CLUSTER, "--set", "env.provider=qemu"))["all-arpo-env"]["spec"]
+    assert everything["securityContext"]["supplementalGroups"] == [36]
+    emulated = objects(CPU, *QEMU, "--set", "env.kvm.enabled=false,env.qemu.accel=tcg")
+    assert "kvm" not in str(pods(emulated)["arpo-env"])
+
+
+def test_a_pod_may_take_as_long_to_start_as_its_machines_to_boot() -> None:
+    slow = objects(CPU, *QEMU, "--set", "config.env.timeouts.start_s=1800")
+    (container,) = pods(slow)["arpo-env"]["spec"]["containers"]
+    assert "--start-timeout-s=1800" in container["args"]
+    probe = container["startupProbe"]
+    assert probe["failureThreshold"] * probe["periodSeconds"] > 1800
 
 
 def test_devices_are_asked_for_by_the_names_in_the_values() -> None:

@@ -6,6 +6,7 @@ import pytest
 from chart_kit import HELMS, refusal
 
 TUNNEL = ("--set", "env.mode=tunnel")
+QEMU = ("--set", "env.provider=qemu,env.qemu.imageClaim=osworld,env.kvm.enabled=true")
 
 
 @pytest.mark.parametrize("version", HELMS)
@@ -21,6 +22,9 @@ TUNNEL = ("--set", "env.mode=tunnel")
         (("--set", "config.trainer.max_stepz=3"), "max_stepz"),
         (("--set", "config.replay.rule=never"), "rule"),
         (("--set", "env.tunnel.authorizedKeys[0]=nonsense"), "authorizedKeys"),
+        (("--set", "env.qemu.memory=4Gi"), "memory"),
+        (("--set", "env.qemu.accel=auto"), "accel"),
+        (("--set", "env.qemu.image=/Ubuntu.qcow2"), "image"),
     ],
 )  # fmt: skip
 def test_the_schema_names_what_is_wrong(arguments: tuple[str, ...], words: str, version: str) -> None:
@@ -32,7 +36,12 @@ def test_the_schema_names_what_is_wrong(arguments: tuple[str, ...], words: str, 
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (("--set", "env.provider=qemu"), "fix: env.provider=xvfb"),
+        (("--set", "env.provider=qemu"), "fix: --set env.qemu.imageClaim=CLAIM"),
+        ((*QEMU, "--set", "env.kvm.enabled=false"), "fix: --set env.kvm.enabled=true"),
+        (
+            (*QEMU, "--set", "config.env.provider_options.memory=8G"),
+            "config.env.provider_options.memory is set by the chart; fix: leave it out, and see env.qemu",
+        ),
         (TUNNEL, "fix: --set-file 'env.tunnel.authorizedKeys[0]'=KEY.pub"),
         (("--set", "env.mode=externalName"), "fix: --set env.externalName.host=HOST"),
         (("--set", "env.externalName.host=mac.lab"), "but env.mode is inCluster; fix: env.mode=externalName"),

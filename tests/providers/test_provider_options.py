@@ -32,7 +32,7 @@ def test_what_is_no_option_is_refused_with_an_example(option: str) -> None:
         ("docker", {"snapshot": "x"}, "no option 'snapshot'; known: .*port_base"),
         ("docker", {"screen_size": "x"}, "no option 'screen_size'"),
         ("xvfb", {"sandbox": "some"}, "option sandbox='some': .*'auto' or 'none'"),
-        ("nothing", {}, "unknown provider 'nothing'; known: docker, simulated, vmware, xvfb"),
+        ("nothing", {}, "unknown provider 'nothing'; known: docker, qemu, simulated, vmware, xvfb"),
     ],
 )
 def test_wrong_options_are_refused_by_name(name: str, options: dict[str, object], words: str) -> None:

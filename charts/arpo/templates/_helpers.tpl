@@ -73,6 +73,16 @@ tolerations: {{- toYaml . | nindent 2 }}
 {{- end }}
 {{- end -}}
 
+{{/* What the env-server's pod with virtual machines has besides. */}}
+{{- define "arpo.qemuOptions" -}}
+image: /var/lib/arpo/images/{{ .image }}
+memory: {{ .memory }}
+cpus: {{ .cpus }}
+accel: {{ .accel }}
+network: {{ .network }}
+folder: /var/lib/arpo/desktops
+{{- end -}}
+
 {{/* Pod Security Standard "restricted"; the argument is the seccomp profile. */}}
 {{- define "arpo.podSecurity" -}}
 runAsNonRoot: true
@@ -143,7 +153,18 @@ http://{{ include "arpo.jaegerName" . }}:4318
 {{- end -}}
 {{- end -}}
 {{- if and (eq $env.mode "inCluster") (eq $env.provider "qemu") -}}
-{{- fail "env.provider=qemu: arpo-env-server has no qemu provider yet and would refuse to start; fix: env.provider=xvfb, or env.mode=tunnel with an env-server that has virtual machines" -}}
+{{- if not $env.qemu.imageClaim -}}
+{{- fail "env.provider=qemu has no disk to boot; fix: --set env.qemu.imageClaim=CLAIM with the guest's qcow2 on it (docs/kubernetes.md)" -}}
+{{- end -}}
+{{- if and (eq $env.qemu.accel "kvm") (not $env.kvm.enabled) -}}
+{{- fail "env.provider=qemu needs a KVM device; fix: --set env.kvm.enabled=true with env.kvm.resource of your device plugin, or env.qemu.accel=tcg (emulation: many times slower)" -}}
+{{- end -}}
+{{- $options := dig "env" "provider_options" dict .Values.config -}}
+{{- range $key := list "image" "memory" "cpus" "accel" "network" "folder" -}}
+{{- if hasKey $options $key -}}
+{{- fail (printf "config.env.provider_options.%s is set by the chart; fix: leave it out, and see env.qemu" $key) -}}
+{{- end -}}
+{{- end -}}
 {{- end -}}
 {{- if and $env.externalName.host (ne $env.mode "externalName") -}}
 {{- fail (printf "env.externalName.host is set, but env.mode is %s; fix: env.mode=externalName, or leave the host out" $env.mode) -}}

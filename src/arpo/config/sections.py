@@ -58,7 +58,7 @@ class Timeouts(Section):
 class EnvSection(Section):
     """Desktops: an env-server started with the run (`url` unset) or one that is already there (`url` set)."""
 
-    provider: Literal["xvfb", "simulated", "vmware", "docker"] = "xvfb"
+    provider: Literal["xvfb", "simulated", "vmware", "docker", "qemu"] = "xvfb"
     """Provider of the embedded env-server. Ignored when `url` is set."""
     provider_options: dict[str, str | int | float | bool] = {}
     """The provider's own options, e.g. `{vm_path: ~/vms/ubuntu.vmx}`; `docs/desktops.md` lists them."""

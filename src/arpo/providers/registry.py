@@ -17,6 +17,7 @@ from arpo.providers.base import Provider
 
 _FACTORIES: dict[str, str] = {
     "docker": "arpo.providers.osworld.docker:DockerProvider",
+    "qemu": "arpo.providers.qemu.provider:QemuProvider",
     "simulated": "arpo.providers.simulated.provider:SimulatedProvider",
     "vmware": "arpo.providers.osworld.vmware:VmwareProvider",
     "xvfb": "arpo.providers.xvfb.provider:XvfbProvider",
@@ -25,7 +26,7 @@ _FACTORIES: dict[str, str] = {
 `start_timeout_s` if it wants to know them."""
 
 _OSWORLDS_SCREEN = (1920, 1080)
-_SCREENS = {"docker": _OSWORLDS_SCREEN, "vmware": _OSWORLDS_SCREEN}
+_SCREENS = {"docker": _OSWORLDS_SCREEN, "qemu": _OSWORLDS_SCREEN, "vmware": _OSWORLDS_SCREEN}
 
 
 def provider_names() -> list[str]:

@@ -111,7 +111,8 @@ def serve(
         typer.Option(
             rich_help_panel=_DESKTOPS,
             metavar="KEY=VALUE",
-            help="An option of the provider's own, e.g. vm_path=/vms/Ubuntu.vmx; repeatable.",
+            help="An option of the provider's own, e.g. vm_path=/vms/Ubuntu.vmx (vmware) or image=/vms/Ubuntu.qcow2 (qemu);"
+            " repeatable. docs/desktops.md lists them.",
         ),
     ] = None,
     host: Annotated[
