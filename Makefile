@@ -1,8 +1,8 @@
 # `make smoke` and `make test` do all their set-up; see README.md.
-.PHONY: help setup smoke test test-long vllm chart images lint format clean
+.PHONY: help setup smoke test test-long vllm chart images test-images lint format clean
 
 help: ## Show this list
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 13
 
 setup: ## Install system packages (apt, where possible) and Python packages into .venv
 	@bash scripts/setup.sh
@@ -24,6 +24,9 @@ chart: setup ## Write the chart's presets, schema, table of values and golden re
 
 images: ## Build the env-server's images with Podman into .cache/images (root; ten minutes the first time)
 	@bash scripts/setup_images.sh $(ARGS)
+
+test-images: setup images ## Build the images and test their containers with Podman; `make test` does where they are built
+	@.venv/bin/python -m pytest tests/images
 
 lint: setup ## ruff, mypy, import-linter
 	@.venv/bin/ruff check .

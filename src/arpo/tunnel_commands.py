@@ -18,11 +18,11 @@ from rich.console import Console
 from arpo.console import EXIT_INTERRUPTED, Failed
 from arpo.files import write_atomic
 from arpo.protocol.problems import ConfigError
-from arpo.protocol.tokens import default_token_file
-from arpo.tunnel.address import parse_destination, parse_endpoint, parse_forward
+from arpo.signals import stop_request
 from arpo.tunnel.agents import Agent, AgentFile, agent_file
 from arpo.tunnel.keeper import Keeper
-from arpo.tunnel.settings import TunnelSettings, check_key, check_ssh_options, read_host_key, ssh_program
+from arpo.tunnel.options import takes_tunnel_options
+from arpo.tunnel.settings import TunnelSettings, ssh_program
 
 tunnel_app = typer.Typer(
     help="Reach this machine's env-server from a cluster, over one ssh connection that this machine makes.",
@@ -32,70 +32,10 @@ tunnel_app = typer.Typer(
 out = Console(highlight=False, markup=False)
 err = Console(stderr=True, highlight=False, markup=False)
 
-ToOption = Annotated[
-    str,
-    typer.Option(
-        "--to", metavar="ssh://USER@HOST:PORT", help="The cluster's tunnel sshd; the chart's user is `arpo`."
-    ),
-]
-KeyOption = Annotated[
-    Path, typer.Option("--key", help="File of the private key whose public part the cluster has. Mode 0600.")
-]
-EnvOption = Annotated[str, typer.Option("--env", metavar="HOST:PORT", help="The env-server on this machine.")]
-RemoteOption = Annotated[
-    str,
-    typer.Option(
-        "--remote",
-        metavar="[HOST:]PORT",
-        help="Where the cluster finds it, at the sshd. `*`: at all addresses of that.",
-    ),
-]
-OtlpOption = Annotated[
-    str | None,
-    typer.Option(
-        "--otlp",
-        metavar="[[HOST:]PORT:]HOST:PORT",
-        help="Lead a port of this machine to the cluster's OTLP receiver, e.g. 127.0.0.1:4318:jaeger:4318, so that the "
-        "env-server's spans arrive there. Default: none.",
-    ),
-]
-HostKeyOption = Annotated[
-    str | None,
-    typer.Option(
-        "--host-key",
-        metavar="KEY|FILE",
-        help="The cluster's public host key (`ssh-ed25519 AAAA…`, or a file with it): nothing else is accepted. Default: "
-        "what the first connection shows is kept in --known-hosts, and another one is refused from then on.",
-    ),
-]
-KnownHostsOption = Annotated[
-    Path | None,
-    typer.Option("--known-hosts", help="Where that is kept. Default: ~/.config/arpo/tunnel_known_hosts"),
-]
-SshOption = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--ssh-option",
-        metavar="KEYWORD=VALUE",
-        help="An option of ssh's own, e.g. ProxyJump=bastion; repeatable. ~/.ssh/config is not read.",
-    ),
-]
-
-DEFAULT_ENV = "127.0.0.1:18082"
-DEFAULT_REMOTE = "*:15001"
-
 
 @tunnel_app.command()
-def up(
-    to: ToOption,
-    key: KeyOption,
-    env: EnvOption = DEFAULT_ENV,
-    remote: RemoteOption = DEFAULT_REMOTE,
-    otlp: OtlpOption = None,
-    host_key: HostKeyOption = None,
-    known_hosts: KnownHostsOption = None,
-    ssh_option: SshOption = None,
-) -> int:
+@takes_tunnel_options
+def up(settings: TunnelSettings) -> int:
     """Keep the tunnel up until SIGTERM or Ctrl-C.
 
         arpo tunnel up --to ssh://arpo@HOST:2222 --key ~/.ssh/arpo_tunnel
@@ -106,20 +46,13 @@ def up(
     Exit codes: 0 after SIGTERM, 130 after Ctrl-C, 2 for wrong input, 1 for what no further try can mend: another host key,
     a private key that ssh does not take.
     """
-    settings = _settings(to, key, env, remote, otlp, host_key, known_hosts, ssh_option)
     return asyncio.run(_until_stopped(Keeper(settings, ssh_program(), _say)))
 
 
 @tunnel_app.command()
+@takes_tunnel_options
 def install(
-    to: ToOption,
-    key: KeyOption,
-    env: EnvOption = DEFAULT_ENV,
-    remote: RemoteOption = DEFAULT_REMOTE,
-    otlp: OtlpOption = None,
-    host_key: HostKeyOption = None,
-    known_hosts: KnownHostsOption = None,
-    ssh_option: SshOption = None,
+    settings: TunnelSettings,
     with_env_server: Annotated[
         str | None,
         typer.Option(
@@ -135,7 +68,6 @@ def install(
     Takes the options of `arpo tunnel up`. The file holds paths, never a key or a token. Prints the commands that start and
     stop it.
     """
-    settings = _settings(to, key, env, remote, otlp, host_key, known_hosts, ssh_option)
     agents = [_tunnel_agent(settings)]
     if with_env_server is not None:
         agents.append(_env_server_agent(with_env_server, settings))
@@ -162,59 +94,21 @@ def uninstall() -> None:
         out.print(f"removed: {file.path}\nstop:    {file.unload}", soft_wrap=True)
 
 
-def _settings(
-    to: str,
-    key: Path,
-    env: str,
-    remote: str,
-    otlp: str | None,
-    host_key: str | None,
-    known_hosts: Path | None,
-    ssh_option: list[str] | None,
-) -> TunnelSettings:
-    destination = parse_destination(to)
-    key = key.expanduser().absolute()
-    check_key(key)
-    remote = remote if ":" in remote else f"*:{remote}"
-    return TunnelSettings(
-        to=destination,
-        key=key,
-        env=parse_endpoint(env, "--env"),
-        remote=parse_endpoint(remote, "--remote"),
-        otlp=parse_forward(otlp, "--otlp") if otlp else None,
-        host_key=read_host_key(host_key) if host_key else None,
-        known_hosts=(known_hosts or default_token_file().parent / "tunnel_known_hosts")
-        .expanduser()
-        .absolute(),
-        ssh_options=check_ssh_options(ssh_option or ()),
-    )
-
-
 def _say(line: str) -> None:
     err.print(f"{time.strftime('%H:%M:%S')} {line}", soft_wrap=True)
 
 
 async def _until_stopped(keeper: Keeper) -> int:
-    loop = asyncio.get_running_loop()
-    ended = asyncio.Event()
-    asked: signal.Signals | None = None
-
-    def ask(number: signal.Signals) -> None:
-        nonlocal asked
-        asked = asked or number
-        ended.set()
-
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-        loop.add_signal_handler(number, ask, number)
-    keeping = asyncio.create_task(keeper.run())
-    keeping.add_done_callback(lambda _: ended.set())
-    await ended.wait()
-    if asked is None:
-        await keeping
-        raise RuntimeError("the tunnel's keeper ended by itself")
-    keeping.cancel()
-    await asyncio.wait({keeping})
-    if asked is signal.SIGINT:
+    with stop_request() as stop:
+        keeping = asyncio.create_task(keeper.run())
+        asked = asyncio.create_task(stop.wait())
+        await asyncio.wait({keeping, asked}, return_when=asyncio.FIRST_COMPLETED)
+        if not asked.done():
+            await keeping
+            raise RuntimeError("the tunnel's keeper ended by itself")
+        keeping.cancel()
+        await asyncio.wait({keeping})
+    if stop.signal is signal.SIGINT:
         return EXIT_INTERRUPTED  # `run_app` says so
     _say("stopped")
     return 0

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import base64
 import functools
 import os
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -85,6 +87,18 @@ def pods(documents: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
                 if "submitterPodTemplate" in spec:
                     result["submitter"] = spec["submitterPodTemplate"]
     return result
+
+
+def volume_files(documents: list[dict[str, Any]], volume: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """(name, text) of what a volume holds."""
+    for source in volume["projected"]["sources"] if "projected" in volume else (volume,):
+        secret = source.get("secret", {})
+        if name := secret.get("secretName") or secret.get("name"):
+            data = found(documents, "Secret", name)["data"]
+            for item in secret.get("items") or [{"key": key, "path": key} for key in data]:
+                yield item["path"], base64.b64decode(data[item["key"]]).decode()
+        if name := source.get("configMap", {}).get("name"):
+            yield from found(documents, "ConfigMap", name)["data"].items()
 
 
 def refusal(*arguments: str, release: str = "arpo", version: str = NEWEST) -> str:

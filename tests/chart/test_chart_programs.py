@@ -21,7 +21,7 @@ from typing import Any
 import httpx
 import pytest
 import qemu_guest
-from chart_kit import ROOT, VALUES, found, objects, pods
+from chart_kit import ROOT, VALUES, found, objects, pods, volume_files
 
 from arpo.config.load import load_config
 
@@ -51,7 +51,7 @@ class Box:
             here = folder / mount["mountPath"].strip("/")
             here.mkdir(parents=True, exist_ok=True)
             self.paths[mount["mountPath"]] = here
-            for name, text in files(documents, volumes[mount["name"]]):
+            for name, text in volume_files(documents, volumes[mount["name"]]):
                 self.texts[here / name] = text
 
     def write(self, **replaced: str) -> None:
@@ -88,18 +88,6 @@ class Box:
             one["name"]: self.here(one["value"]) for one in self.container.get("env", ()) if "value" in one
         }
         return {**os.environ, "PATH": f"{BIN}:{os.environ['PATH']}", **given}
-
-
-def files(documents: list[dict[str, Any]], volume: dict[str, Any]) -> Iterator[tuple[str, str]]:
-    """(name, text) of what a volume holds."""
-    for source in volume["projected"]["sources"] if "projected" in volume else (volume,):
-        secret = source.get("secret", {})
-        if name := secret.get("secretName") or secret.get("name"):
-            data = found(documents, "Secret", name)["data"]
-            for item in secret.get("items") or [{"key": key, "path": key} for key in data]:
-                yield item["path"], base64.b64decode(data[item["key"]]).decode()
-        if name := source.get("configMap", {}).get("name"):
-            yield from found(documents, "ConfigMap", name)["data"].items()
 
 
 def free_port() -> int:
@@ -284,11 +272,21 @@ def test_a_reloading_env_server_serves_changed_code(tmp_path: Path) -> None:
     documents = objects("values-cpu.yaml", "--set", "env.reload=true")
     server = Box(documents, pods(documents)["arpo-env"], tmp_path)
     server.write()
+    there = server.paths["/home/arpo"] / "reload" / "arpo" / "server" / "status_routes.py"
+    code = (ROOT / "src/arpo/server/status_routes.py").read_text()
+
+    def write(status: str) -> None:
+        changed = code.replace('{"status": "ok"}', f'{{"status": "{status}"}}')
+        assert changed != code
+        there.write_text(changed)
+
+    there.parent.mkdir(parents=True)
+    write("changed before the start")
     with started(server) as process:
         answers(server, "readinessProbe", process)
-        code = server.paths["/home/arpo"] / "reload" / "arpo" / "server" / "status_routes.py"
-        code.write_text(code.read_text().replace('{"status": "ok"}', '{"status": "changed"}'))
         url, deadline = f"http://127.0.0.1:{server.port}/healthz", time.monotonic() + 60
+        assert httpx.get(url).json() == {"status": "changed before the start"}
+        write("changed")
         while True:
             with contextlib.suppress(httpx.TransportError):
                 if httpx.get(url).json() == {"status": "changed"}:

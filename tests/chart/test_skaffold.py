@@ -61,6 +61,14 @@ def test_rayjobs_get_the_built_images() -> None:
     assert built == {values[name]["repository"] for name in ("trainer", "envServer", "tunnel")}
 
 
+def test_each_profile_names_the_run_and_keeps_its_own_values() -> None:
+    runs = yaml.safe_load((ROOT / "charts/arpo/values.yaml").read_text())["rayJob"]["runId"]
+    for name in PROFILES:
+        (release,) = patched(name)["deploy"]["helm"]["releases"]
+        assert f'"{runs}"' in release["setValueTemplates"]["rayJob.runId"]
+    assert release["setValueTemplates"]["env.tunnel.authorizedKeys[0]"] == "{{.ARPO_TUNNEL_KEY}}"
+
+
 @pytest.mark.skipif(not HELMS[NEWEST].exists(), reason="no helm here (scripts/setup_helm.sh fetches it)")
 def test_forwarded_services_and_the_synced_folder_are_the_charts() -> None:
     documents = objects("values-remote-mac.yaml")

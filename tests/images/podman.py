@@ -18,7 +18,7 @@ _FOLDER = ROOT / ".cache/images"
 
 # A *restricted* securityContext and a read-only root file system, in Podman's words.
 RESTRICTED = (
-    *("--cap-drop=all", "--security-opt", "no-new-privileges", "--read-only", "--no-healthcheck"),
+    *("--cap-drop=all", "--security-opt", "no-new-privileges", "--read-only"),
     *(
         word
         for path in ("/tmp", "/home/arpo", "/run/arpo")
@@ -29,20 +29,24 @@ RESTRICTED = (
 SANDBOX = ("--security-opt", f"seccomp={SECCOMP}", "--security-opt", "unmask=ALL")
 
 
-def podman(*arguments: str, timeout_s: float = 120) -> subprocess.CompletedProcess[str]:
+def podman(
+    *arguments: str, timeout_s: float = 120, stdin: Path = Path(os.devnull)
+) -> subprocess.CompletedProcess[str]:
     """Podman with the repository's own settings and storage; returns the finished process."""
-    return subprocess.run(
-        ["podman", *arguments],
-        capture_output=True,
-        text=True,
-        timeout=timeout_s,
-        env={
-            **os.environ,
-            "CONTAINERS_CONF": str(_FOLDER / "containers.conf"),
-            "CONTAINERS_STORAGE_CONF": str(_FOLDER / "storage.conf"),
-        },
-        check=False,
-    )
+    with stdin.open("rb") as given:
+        return subprocess.run(
+            ["podman", *arguments],
+            stdin=given,
+            capture_output=True,
+            text=True,
+            timeout=timeout_s,
+            env={
+                **os.environ,
+                "CONTAINERS_CONF": str(_FOLDER / "containers.conf"),
+                "CONTAINERS_STORAGE_CONF": str(_FOLDER / "storage.conf"),
+            },
+            check=False,
+        )
 
 
 def need(image: str) -> str:
@@ -65,7 +69,8 @@ def need(image: str) -> str:
 @contextmanager
 def running(image: str, *options: str, command: tuple[str, ...] = ()) -> Iterator[str]:
     """A container that runs meanwhile and is removed then; gives its id."""
-    started = podman("run", "--detach", *RESTRICTED, *options, image, *command)
+    # Podman runs health checks only under systemd
+    started = podman("run", "--detach", "--no-healthcheck", *options, image, *command)
     assert started.returncode == 0, started.stderr
     container = started.stdout.split()[-1]
     try:

@@ -13,11 +13,13 @@ import sys
 from pathlib import Path
 
 import pytest
+from otlp_collector import Collector, collector
 from PIL import Image
 from podman import RESTRICTED, ROOT, SANDBOX, SECCOMP, logs, need, podman, running, until
 
 from arpo.client import EnvClient
 from arpo.protocol.actions import Press, Type
+from arpo.telemetry import names
 
 IMAGE = "localhost/arpo-env-server:xvfb"
 
@@ -83,7 +85,12 @@ def test_a_desktop_in_the_container_is_leased_acted_on_scored_and_drained(image:
 async def _lease_act_score_drain(image: str) -> None:
     port = free_port()
     command = ("--host", "127.0.0.1", "--port", str(port), "--provider", "xvfb")
-    with running(image, *SANDBOX, "--network", "host", command=command) as container:
+    with (
+        collector() as got,
+        running(
+            image, *RESTRICTED, *SANDBOX, "--network", "host", *exporting_to(got), command=command
+        ) as container,
+    ):
         until(lambda: "listening on" in logs(container) or "error:" in logs(container), container)
         said = podman(
             "exec", container, "sh", "-c", "id -u; cat ~/.config/arpo/env-server.token"
@@ -113,6 +120,15 @@ async def _lease_act_score_drain(image: str) -> None:
         ).stdout.split()
         assert state == ["0", "false"]
         assert "stopped" in logs(container)
+        assert "does not take" not in logs(container)
+    assert {"env.reset", "env.step", "env.evaluate"} <= {span.name for span in got.spans}
+    assert {span.service for span in got.spans} == {names.ENV_SERVER}
+    assert got.orphans() == []
+    assert (names.ENV_SERVER, names.SERVER_DESKTOPS.name) in got.metrics
+
+
+def exporting_to(got: Collector) -> tuple[str, ...]:
+    return tuple(f"--env={name}={value}" for name, value in got.environment().items())
 
 
 @pytest.mark.long

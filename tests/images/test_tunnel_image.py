@@ -9,7 +9,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
-from podman import logs, need, podman, running, until
+from podman import RESTRICTED, logs, need, podman, running, until
 
 IMAGE = "localhost/arpo-tunnel:latest"
 _ASK = "exec 3<>/dev/tcp/127.0.0.1/15001 && printf 'GET / HTTP/1.0\\r\\n\\r\\n' >&3 && cat <&3"
@@ -44,7 +44,7 @@ def test_a_port_of_this_side_is_reached_in_the_container(tmp_path: Path) -> None
 
     with (
         ThreadingHTTPServer(("127.0.0.1", 0), Readyz) as far,
-        running(image, *mounts, "--publish", "127.0.0.1::2222") as container,
+        running(image, *RESTRICTED, *mounts, "--publish", "127.0.0.1::2222") as container,
     ):
         threading.Thread(target=far.serve_forever, daemon=True).start()
         until(lambda: "listening on" in logs(container), container)

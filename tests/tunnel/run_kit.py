@@ -21,19 +21,28 @@ RUN = (
     "config=configs/smoke_cpu.yaml", f"env.desktops={DESKTOPS}", "agent.max_pixels=12544", "imitation.steps=40",
     "imitation.target_prob=0.3", "trainer.eval_before=false", "trainer.eval_after=false",
     f"trainer.tasks_per_step={TASKS}", f"rollout.group_size={SIZE}", f"trainer.max_steps={STEPS}", "run.name=far",
+    "env.outage_s=null", "rollout.max_retries=0",
 )  # fmt: skip
+PROVIDERS = {
+    "simulated": (["--screen", "640x480"], ["env.screen=[640, 480]", "tasks.suite=simulated"]),
+    "xvfb": (["--screen", "1280x720"], ["tasks.set=smoke", "trainer.eval_repeats=1"]),
+}
+"""What an env-server and a run are given besides."""
 
 
 class Far:
     """A run and everything between it and its desktops: env-server, tunnel, wire, pod."""
 
-    def __init__(self, env: ServerProcess, wire: Wire, gate: Pod, up: Tunnel, run: Path) -> None:
+    def __init__(
+        self, env: ServerProcess, wire: Wire, gate: Pod, up: Tunnel, run: Path, settings: list[str]
+    ) -> None:
         self.env, self.wire, self.gate, self.up, self.run = env, wire, gate, up, run
+        self.settings = settings
 
     def train(self, *more: str) -> subprocess.Popen[str]:
         """`arpo train` against the cluster's end of the tunnel."""
         return start(
-            *RUN, f"run.dir={self.run.parent}", f"env.url=http://127.0.0.1:{self.gate.env_port}",
+            *RUN, *self.settings, f"run.dir={self.run.parent}", f"env.url=http://127.0.0.1:{self.gate.env_port}",
             f"env.token_file={self.env.folder / 'token'}", *more, OMP_NUM_THREADS="1",
         )  # fmt: skip
 
@@ -81,8 +90,9 @@ class Far:
 
 
 @contextlib.contextmanager
-def far_desktops(folder: Path, provider: str, *server: str) -> Iterator[Far]:
+def far_desktops(folder: Path, provider: str) -> Iterator[Far]:
     """Desktops behind a tunnel that is ready."""
+    server, settings = PROVIDERS[provider]
     (folder / "token").write_text(TOKENS)
     with (
         pod(folder / "pod") as gate,
@@ -91,7 +101,7 @@ def far_desktops(folder: Path, provider: str, *server: str) -> Iterator[Far]:
         wire = Wire(gate.port)
         with tunnel(folder, *options(gate, port=wire.port, env_url=env.url)) as up:
             up.wait_for("ready: the env-server", 120)
-            yield Far(env, wire, gate, up, folder / "far")
+            yield Far(env, wire, gate, up, folder / "far", settings)
 
 
 def sent(run: Path) -> int:

@@ -40,10 +40,8 @@ def assert_nothing_was_lost(far, records) -> None:
 
 @pytest.mark.slow
 def test_a_cut_line_and_a_killed_sshd_cost_no_step_and_repeat_none(tmp_path: Path) -> None:
-    with far_desktops(tmp_path, "simulated", "--screen", "640x480") as far:
-        process = far.train(
-            "env.screen=[640, 480]", "tasks.suite=simulated", "env.outage_s=null", "rollout.max_retries=0"
-        )
+    with far_desktops(tmp_path, "simulated") as far:
+        process = far.train()
         lose_both(far, process, cut_s=12)
         output, records = far.finished(process, 300)
         assert_nothing_was_lost(far, records)
@@ -53,11 +51,8 @@ def test_a_cut_line_and_a_killed_sshd_cost_no_step_and_repeat_none(tmp_path: Pat
 
 @pytest.mark.long
 def test_sessions_that_an_outage_has_ended_are_run_again_and_cost_no_retry(tmp_path: Path) -> None:
-    with far_desktops(tmp_path, "simulated", "--screen", "640x480") as far:
-        process = far.train(
-            "env.screen=[640, 480]", "tasks.suite=simulated", "env.outage_s=null", "env.idle_timeout_s=4",
-            "rollout.max_retries=0",
-        )  # fmt: skip
+    with far_desktops(tmp_path, "simulated") as far:
+        process = far.train("env.idle_timeout_s=4")
         far.in_the_middle(process, steps=2)
         far.wire.cut()
         time.sleep(14)
@@ -70,10 +65,8 @@ def test_sessions_that_an_outage_has_ended_are_run_again_and_cost_no_retry(tmp_p
 @pytest.mark.long
 @pytest.mark.xvfb
 def test_a_minute_without_a_line_on_real_desktops(tmp_path: Path) -> None:
-    with far_desktops(tmp_path, "xvfb", "--screen", "1280x720") as far:
-        process = far.train(
-            "tasks.set=smoke", "env.outage_s=null", "rollout.max_retries=0", "trainer.eval_repeats=1"
-        )
+    with far_desktops(tmp_path, "xvfb") as far:
+        process = far.train()
         lose_both(far, process, cut_s=60)
         _, records = far.finished(process, 600)
         assert_nothing_was_lost(far, records)

@@ -8,7 +8,7 @@ import signal
 import socket
 import subprocess
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -71,9 +71,25 @@ def test_it_carries_both_ways_says_when_it_is_ready_and_ends_with_its_ssh(tmp_pa
         assert env.token.encode() not in arguments
         assert up.stop() == 0
         assert "stopped" in up.said
-        assert not [pid for pid in children if Path(f"/proc/{pid}").exists()]
+        wait_until(lambda: not alive(children), lambda: f"{alive(children)} of {children}")
         with pytest.raises(httpx.ConnectError):
             httpx.get(there)
+
+
+def alive(processes: Iterable[int]) -> list[int]:
+    return [pid for pid in processes if Path(f"/proc/{pid}").exists()]
+
+
+def test_a_killed_keeper_leaves_no_ssh_and_the_next_one_gets_the_port(far: Pod, tmp_path: Path) -> None:
+    with tunnel(tmp_path, *options(far)) as up:
+        up.wait_for("connected to")
+        children = descendants(up.process.pid)
+        assert any(b"/ssh" in Path(f"/proc/{pid}/cmdline").read_bytes() for pid in children)
+        assert up.stop(signal.SIGKILL) == -signal.SIGKILL
+        wait_until(lambda: not alive(children), lambda: f"{alive(children)} of {children}", 10)
+    with tunnel(tmp_path, *options(far)) as up:
+        up.wait_for("connected to")
+        assert "another connection has it" not in up.said
 
 
 def test_ctrl_c_is_130(far: Pod, tmp_path: Path) -> None:

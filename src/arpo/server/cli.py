@@ -47,9 +47,9 @@ from arpo.server.logs import LogLevel, configure_logging
 from arpo.server.parent import parent_gone
 from arpo.server.pool import DesktopFactory
 from arpo.server.service import ServerSettings, bind, running_server
-from arpo.server.stop_request import StopRequest
 from arpo.server.tokens import TokenFile, ensure_token_file
 from arpo.server.url_file import published
+from arpo.signals import StopRequest, stop_request
 from arpo.telemetry import names
 from arpo.telemetry.export import exporting
 
@@ -277,12 +277,16 @@ def serve(
         exit_with=exit_with,
     )
     with exporting(names.ENV_SERVER, log.warning):
-        return asyncio.run(_serve(options))
+        return asyncio.run(_serve_until_stopped(options))
 
 
-async def _serve(options: Options) -> int:
+async def _serve_until_stopped(options: Options) -> int:
+    with stop_request() as stop:
+        return await _serve(options, stop)
+
+
+async def _serve(options: Options, stop: StopRequest) -> int:
     """Run the server until it is told to stop; returns the exit code."""
-    stop = StopRequest()
     settings = options.settings
     # The other providers have nothing to isolate from this machine.
     extra = {"sandbox": options.sandbox.value} if options.provider == "xvfb" else {}

@@ -32,10 +32,13 @@ def main(arguments: Sequence[str]) -> int:
         print("error: no folder; fix: python -m arpo.server.reload FOLDER [options]", file=sys.stderr)
         return 2
     folder = Path(arguments[0])
-    if not (folder / "arpo").exists():
-        shutil.copytree(
-            Path(arpo.__file__).parent, folder / "arpo", ignore=shutil.ignore_patterns("__pycache__")
-        )
+    shutil.copytree(
+        Path(arpo.__file__).parent,
+        folder / "arpo",
+        ignore=shutil.ignore_patterns("__pycache__"),
+        copy_function=_copy_unless_there,
+        dirs_exist_ok=True,
+    )
     ended: list[int] = []
 
     def end(number: int, frame: FrameType | None) -> None:
@@ -60,6 +63,12 @@ def main(arguments: Sequence[str]) -> int:
         if ended:
             return code
         print("the code has changed: starting the env-server again", file=sys.stderr, flush=True)
+
+
+def _copy_unless_there(source: str, target: str) -> None:
+    """What was written there before this program came, or before it was started again, is newer."""
+    if not Path(target).exists():
+        shutil.copy2(source, target)
 
 
 def _files(folder: Path) -> _Seen:

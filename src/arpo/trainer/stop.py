@@ -17,6 +17,7 @@ from types import FrameType
 from typing import Any, NoReturn, TypeVar
 
 from arpo.console import EXIT_INTERRUPTED, EXIT_RESUME, Stopped
+from arpo.signals import answered, handled
 
 T = TypeVar("T")
 _CODES = {signal.SIGTERM: EXIT_RESUME, signal.SIGINT: EXIT_INTERRUPTED}
@@ -91,12 +92,8 @@ def stoppable_at_once() -> Iterator[None]:
     def end(number: int, frame: FrameType | None) -> NoReturn:
         raise Stopped("terminated: nothing had begun; the same command goes on", EXIT_RESUME)
 
-    before = signal.signal(signal.SIGTERM, end)
-    try:
+    with handled([signal.SIGTERM], end):
         yield
-    finally:
-        if signal.getsignal(signal.SIGTERM) is end:  # no other handler has taken over
-            signal.signal(signal.SIGTERM, before)
 
 
 async def until_stopped(work: Coroutine[Any, Any, T], stop: Stop) -> T:
@@ -106,26 +103,23 @@ async def until_stopped(work: Coroutine[Any, Any, T], stop: Stop) -> T:
     """
     task = asyncio.ensure_future(work)
     stop.attach(task)
-    loop = asyncio.get_running_loop()
-    for number in _CODES:
-        loop.add_signal_handler(number, stop.ask, number)
-    try:
-        return await task
-    except asyncio.CancelledError:
-        if not stop.asked:
-            raise
-        if stop.overdue:
-            _end(stop.ended)
-        # the interpreter waits for its threads; one that computes for long must not keep the process
-        leaves = threading.Timer(stop.grace_s, _end, [stop.ended])
-        leaves.daemon = True
-        leaves.start()
-        raise stop.ended from None
-    finally:
-        for number in _CODES:
-            loop.remove_signal_handler(number)
+    with answered(_CODES, stop.ask):
+        try:
+            return await task
+        except asyncio.CancelledError:
+            if not stop.asked:
+                raise
+            if stop.overdue:
+                _end(stop.ended)
+            # the interpreter waits for its threads; one that computes for long must not keep the process
+            leaves = threading.Timer(stop.grace_s, _end, [stop.ended])
+            leaves.daemon = True
+            leaves.start()
+            raise stop.ended from None
+        finally:
             if stop.asked:  # a second signal must not end the process before its exit code is given
-                signal.signal(number, signal.SIG_IGN)
+                for number in _CODES:
+                    signal.signal(number, signal.SIG_IGN)
 
 
 def _end(stopped: Stopped) -> NoReturn:

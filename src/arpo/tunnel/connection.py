@@ -1,12 +1,13 @@
 """One ssh process: started, watched, ended.
 
-Invariant: whoever leaves the context leaves no ssh behind.
+Invariant: whoever leaves the context leaves no ssh behind, and neither does a program that is killed inside.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
@@ -17,6 +18,9 @@ from arpo.tunnel.settings import TunnelSettings
 _FORWARDED = "remote forward success for"
 _STOP_S = 5.0
 _KEPT_LINES = 400
+# A shell that becomes ssh, and beside it one that waits for a line from this program: should the pipe end without one,
+# this program was killed, and ssh is ended. `$$` is ssh's process id. Linux alone could do it without (PR_SET_PDEATHSIG).
+_ENDS_WITH_US = 'exec 3<&0; (read -r _ <&3 || kill $$) 2>/dev/null & exec "$@" 3<&- </dev/null'
 
 
 class Connection:
@@ -72,17 +76,26 @@ async def connection(
     command: Sequence[str], settings: TunnelSettings, refused: Callable[[], None]
 ) -> AsyncIterator[Connection]:
     """ssh runs inside."""
-    process = await asyncio.create_subprocess_exec(
-        *command,
-        stdin=asyncio.subprocess.DEVNULL,
-        stdout=asyncio.subprocess.DEVNULL,
-        stderr=asyncio.subprocess.PIPE,
-        limit=2**20,
-        # Ctrl-C at a terminal is for this program, which then ends ssh.
-        start_new_session=True,
-    )
-    running = Connection(process, settings, refused)
+    reads, writes = os.pipe()
     try:
-        yield running
+        try:
+            process = await asyncio.create_subprocess_exec(
+                *("/bin/sh", "-c", _ENDS_WITH_US, "sh", *command),
+                stdin=reads,
+                stdout=asyncio.subprocess.DEVNULL,
+                stderr=asyncio.subprocess.PIPE,
+                limit=2**20,
+                # Ctrl-C at a terminal is for this program, which then ends ssh.
+                start_new_session=True,
+            )
+        finally:
+            os.close(reads)
+        running = Connection(process, settings, refused)
+        try:
+            yield running
+        finally:
+            await running.stop()
+            with contextlib.suppress(BrokenPipeError):  # someone else ended the shell
+                os.write(writes, b"\n")
     finally:
-        await running.stop()
+        os.close(writes)
