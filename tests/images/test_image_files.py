@@ -17,7 +17,7 @@ from packaging.utils import canonicalize_name
 ROOT = Path(__file__).resolve().parents[2]
 DOCKERFILES = sorted((ROOT / "images").glob("*/Dockerfile"))
 NAMES = [path.parent.name for path in DOCKERFILES]
-EXTRAS = {"env-server": ("env-server", "telemetry"), "trainer": ("train", "ray", "telemetry")}
+EXTRAS = {"env-server": ("env-server", "telemetry"), "trainer": ("train", "ray", "vllm", "telemetry")}
 
 
 def instructions(path: Path) -> list[str]:
@@ -109,6 +109,11 @@ def test_the_lock_has_every_requirement_at_the_version_that_was_tested(name: str
     assert {package: lock[package] for package in lock.keys() & tested.keys()} == {
         package: tested[package] for package in lock.keys() & tested.keys()
     }
+
+
+def test_the_lock_leaves_to_torch_what_its_cuda_build_pins() -> None:
+    lock = pins(ROOT / "images" / "trainer" / "requirements.lock")
+    assert [name for name in lock if name.startswith(("nvidia-", "cuda-", "triton"))] == []
 
 
 def test_the_seccomp_profile_adds_to_a_strict_one_only_what_a_sandbox_calls() -> None:
