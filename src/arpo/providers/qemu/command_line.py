@@ -79,7 +79,7 @@ def _command(hardware: Hardware, files: Files, monitor: int, *, shared: bool) ->
         "-device", "virtio-keyboard-pci", "-device", "virtio-tablet-pci",
         "-netdev", f"user,id=net,ipv6=off,restrict={'on' if hardware.network == 'none' else 'off'}{forwards}",
         "-device", "virtio-net-pci,netdev=net,romfile=",
-        # Desktops of one state would otherwise draw the same random numbers: the new id tells the guest's kernel.
+        # Desktops of one state would draw the same random numbers: the new id tells a kernel that has the driver.
         "-device", "vmgenid,guid=auto", "-device", "virtio-rng-pci",
         "-rtc", "base=utc,clock=host",
         "-chardev", f"socket,id=monitor,fd={monitor}", "-mon", "chardev=monitor,mode=control",
