@@ -144,4 +144,6 @@ fi
 python=$(find_python) || die "no Python 3.11 to 3.13 found; fix: apt-get install python3 (or set PYTHON=/path/to/python3.11)"
 make_venv "$python"
 install_python_packages
+# where PYTHONDONTWRITEBYTECODE is set, every process would compile our modules again
+.venv/bin/python -m compileall -q src
 [ "${PROVIDER:-}" = simulated ] || bash scripts/setup_helm.sh || say "helm is not set up: the chart's tests will be skipped"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 import shutil
 import subprocess
@@ -19,6 +20,8 @@ with contextlib.suppress(ImportError):  # the environment of the vllm engine's t
     # machines are shared: how long an example takes says nothing
     settings.register_profile("untimed", deadline=None)
     settings.load_profile("untimed")
+
+gc.disable()  # until all tests are collected: their modules import torch, ray and more, and stay
 
 ROOT = Path(__file__).parent.parent
 WHOLE_RUNS = ("e2e", "engines", "launch", "images", "tunnel", "telemetry", "chart", "benchmarks")
@@ -45,8 +48,15 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> object:
     return ByFile(config, log)
 
 
+def pytest_collection_finish() -> None:
+    """What the imports have made is never garbage: no collection during the tests looks through it."""
+    gc.freeze()
+    gc.enable()
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests of real desktops and of whole runs come first, so that no process has one alone to do at the end.
+    """Tests of real desktops, of whole runs and other slow ones come first, so that no process has one alone to do at the
+    end.
 
     Tests of real desktops are skipped, with the reason, where the programs are not installed.
     """
@@ -62,12 +72,16 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def _order(file: Path) -> int:
     if _has_desktops(file):
         return 0
-    return 1 if file.parent.name in WHOLE_RUNS else 2
+    return 1 if file.parent.name in WHOLE_RUNS or _marks(file, "slow") else 2
+
+
+def _has_desktops(file: Path) -> bool:
+    return _marks(file, "xvfb")
 
 
 @cache
-def _has_desktops(file: Path) -> bool:
-    return "mark.xvfb" in file.read_text(encoding="utf-8")
+def _marks(file: Path, mark: str) -> bool:
+    return f"mark.{mark}" in file.read_text(encoding="utf-8")
 
 
 @pytest.fixture

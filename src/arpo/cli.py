@@ -23,6 +23,7 @@ from arpo.config.model import Config
 from arpo.console import Failed, run_app, until_signal
 from arpo.env_commands import env_app
 from arpo.evaluation_commands import compare_command, evaluate_command
+from arpo.imports import quick_imports
 from arpo.protocol.problems import ConfigError
 from arpo.replay_commands import replay_app
 from arpo.telemetry import names
@@ -94,7 +95,8 @@ def _followed(arguments: list[str]) -> bool:
     """Under torchrun every process is this command: all but the first follow it, here, to the end."""
     if "TORCHELASTIC_RUN_ID" not in os.environ or os.environ["RANK"] == "0":
         return False
-    from arpo.trainer.ranks import follow_leader
+    with quick_imports():
+        from arpo.trainer.ranks import follow_leader
 
     follow_leader(_load(arguments).model.device)
     return True
@@ -124,8 +126,9 @@ def train(arguments: Arguments) -> None:
     with stoppable_at_once():
         config = _checked(arguments, training=True)
         reporter = _reporter()
-        from arpo.trainer.summary import print_summary
-        from arpo.trainer.train import train as run_training
+        with quick_imports():
+            from arpo.trainer.summary import print_summary
+            from arpo.trainer.train import train as run_training
 
         stop = Stop(config.trainer.grace_s)
         with exporting(names.TRAINER, reporter.say):
@@ -142,7 +145,8 @@ def imitate(arguments: Arguments) -> None:
         return
     config = _checked([*arguments, "imitation.enabled=true"], training=True)
     reporter = _reporter()
-    from arpo.trainer.train import warm_start
+    with quick_imports():
+        from arpo.trainer.train import warm_start
 
     with exporting(names.TRAINER, reporter.say):
         result, checkpoint = _run(warm_start(config, reporter))
@@ -216,7 +220,8 @@ def export(
 ) -> None:
     """Write a checkpoint as an ordinary Hugging Face model folder, LoRA adapters merged."""
     reporter = _reporter()
-    from arpo.trainer.export import export_run
+    with quick_imports():
+        from arpo.trainer.export import export_run
 
     out.print(export_run(run, folder, checkpoint, dtype.value if dtype else None, reporter), soft_wrap=True)
 

@@ -10,7 +10,9 @@ from pathlib import Path
 import pytest
 
 Arpo = Callable[..., subprocess.CompletedProcess[str]]
-SIMULATED = ("config=configs/smoke_cpu.yaml", "env.provider=simulated", "tasks.suite=simulated")
+SIMULATED = (
+    "config=configs/smoke_cpu.yaml", "env.provider=simulated", "tasks.suite=simulated", "agent.max_pixels=12544",
+)  # fmt: skip
 
 
 @pytest.mark.slow

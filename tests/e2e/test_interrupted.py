@@ -31,7 +31,7 @@ Arpo = Callable[..., subprocess.CompletedProcess[str]]
 SMALL = (
     "config=configs/smoke_cpu.yaml", "env.provider=simulated", "env.desktops=1", "env.screen=[640, 480]",
     "tasks.suite=simulated", "trainer.tasks_per_step=2", "trainer.eval_repeats=1", "trainer.eval_before=false",
-    "rollout.group_size=3", "imitation.steps=30", "imitation.target_prob=0.3",
+    "rollout.group_size=3", "imitation.steps=30", "imitation.target_prob=0.3", "agent.max_pixels=12544",
 )  # fmt: skip
 TIMED = {"started_at", "duration_s", "timings", "operations"}
 CLOCKED = ("seconds", "utilisation", "engine_requests", "rss", "attempt")

@@ -15,7 +15,7 @@ from arpo.replay.listing import StoredRun
 Arpo = Callable[..., subprocess.CompletedProcess[str]]
 SIMULATED = (
     "config=configs/smoke_cpu.yaml", "env.provider=simulated", "tasks.suite=simulated", "trainer.max_steps=1",
-    "trainer.eval_before=false", "trainer.eval_after=false",
+    "trainer.eval_before=false", "trainer.eval_after=false", "agent.max_pixels=12544",
 )  # fmt: skip
 
 

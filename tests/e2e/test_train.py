@@ -13,7 +13,10 @@ from runs import ROOT, alive, children, finish, lines, start, trajectories, wait
 
 SIMULATED = ("config=configs/smoke_cpu.yaml", "env.provider=simulated", "tasks.suite=simulated")
 # A policy that was not warm-started: its episodes end at the first turn, which is all that these tests need.
-UNTAUGHT = (*SIMULATED, "imitation.enabled=false", "trainer.eval_before=false", "trainer.eval_after=false")
+UNTAUGHT = (
+    *SIMULATED, "imitation.enabled=false", "trainer.eval_before=false", "trainer.eval_after=false",
+    "agent.max_pixels=12544",
+)  # fmt: skip
 
 
 @pytest.mark.slow

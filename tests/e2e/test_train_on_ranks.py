@@ -15,7 +15,7 @@ from runs import ROOT, alive, children, finish, lines, start, wait_for
 UNTAUGHT = (
     "config=configs/smoke_cpu.yaml", "env.provider=simulated", "env.screen=[640, 480]", "tasks.suite=simulated",
     "imitation.enabled=false", "trainer.eval_before=false", "trainer.eval_after=false",
-    "trainer.tasks_per_step=1", "rollout.group_size=3",
+    "trainer.tasks_per_step=1", "rollout.group_size=3", "agent.max_pixels=12544",
 )  # fmt: skip
 
 

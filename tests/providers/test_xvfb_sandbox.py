@@ -324,14 +324,16 @@ def test_closing_ends_desktops_that_are_still_booting(sandboxed: None, own_tmp: 
 
 def test_everything_dies_with_the_provider_even_when_it_is_killed(sandboxed: None, tmp_path: Path) -> None:
     program = """
-import asyncio
+import asyncio, contextlib
+from arpo.guest_client import GuestError
 from arpo.providers.xvfb import XvfbProvider
 
 async def main():
     guest = await XvfbProvider().start()
     await guest.client.launch(["xterm", "-e", "sh", "-c", "setsid sleep 1000 & sleep 1000"])
     await guest.client.execute("until pgrep sleep; do sleep 0.02; done", shell=True)
-    await guest.client.launch(["sh", "-c", "sleep 0.2; kill -STOP 1 2"])  # what a hostile program could try
+    with contextlib.suppress(GuestError):  # on a busy machine it comes before the answer
+        await guest.client.launch(["sh", "-c", "sleep 0.2; kill -STOP 1 2"])  # what a hostile program could try
     await asyncio.sleep(0.4)
     print("up", flush=True)
     await asyncio.sleep(1000)

@@ -23,7 +23,7 @@ from arpo.telemetry.tracing import SpanContext
 SMALLEST = (
     "config=configs/smoke_cpu.yaml", "env.provider=simulated", "tasks.suite=simulated", "imitation.enabled=false",
     "trainer.eval_before=false", "trainer.eval_after=false", "trainer.max_steps=1", "trainer.tasks_per_step=1",
-    "rollout.group_size=2",
+    "rollout.group_size=2", "agent.max_pixels=12544",
 )  # fmt: skip
 ENDPOINT = "OTEL_EXPORTER_OTLP_ENDPOINT"
 PATIENCE_S = FLUSH_S + 1.0

@@ -15,7 +15,8 @@ pytestmark = [pytest.mark.long, pytest.mark.timeout(600)]
 RUN = (
     "config=configs/smoke_cpu.yaml", "env.provider=simulated", "tasks.suite=simulated", "imitation.enabled=false",
     "trainer.eval_before=false", "trainer.eval_after=false", "trainer.max_steps=3", "trainer.tasks_per_step=1",
-    "rollout.group_size=3", "env.desktops=1", "learner.ranks=2", "launcher.kind=ray", "run.name=ray",
+    "rollout.group_size=3", "env.desktops=1", "learner.ranks=2", "launcher.kind=ray", "agent.max_pixels=12544",
+    "run.name=ray",
 )  # fmt: skip
 
 

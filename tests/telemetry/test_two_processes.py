@@ -21,7 +21,7 @@ pytestmark = pytest.mark.slow
 RUN = (
     "config=configs/smoke_cpu.yaml", "tasks.suite=simulated", "imitation.steps=5", "trainer.eval_before=false",
     "trainer.eval_after=false", "trainer.max_steps=2", "trainer.tasks_per_step=2", "rollout.group_size=2",
-    "run.name=traced",
+    "agent.max_pixels=12544", "run.name=traced",
 )  # fmt: skip
 CAPACITY = ("--capacity", "2")
 

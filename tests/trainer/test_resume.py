@@ -29,7 +29,7 @@ SMOKE = Path(__file__).parents[2] / "configs" / "smoke_cpu.yaml"
 SMALL = (
     "env.provider=simulated", "env.desktops=1", "env.screen=[640, 480]", "tasks.suite=simulated",
     "trainer.max_steps=2", "trainer.tasks_per_step=2", "trainer.eval_repeats=1", "trainer.eval_every=1",
-    "rollout.group_size=3", "imitation.steps=30", "imitation.target_prob=0.3",
+    "rollout.group_size=3", "imitation.steps=30", "imitation.target_prob=0.3", "agent.max_pixels=12544",
 )  # fmt: skip
 # what a clock or the system says of a step
 CLOCKED = ("seconds", "utilisation", "engine_requests", "rss", "attempt")

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import sys
 
+from arpo.imports import quick_imports
 from arpo.protocol.problems import ArpoError
-from arpo.trainer.ranks import follow_leader
+
+with quick_imports():
+    from arpo.trainer.ranks import follow_leader
 
 
 def main() -> int:
