@@ -49,12 +49,12 @@ def podman(
         )
 
 
-def need(image: str) -> str:
+def need(image: str, build: str = "make images") -> str:
     """The image's name; skips where it has not been built, or from other sources."""
     if shutil.which("podman") is None:
         pytest.skip("images cannot be run here: podman is not installed; `make images` installs it")
     if not (_FOLDER / "storage.conf").exists() or podman("image", "exists", image).returncode:
-        pytest.skip(f"{image} has not been built here: `make images`")
+        pytest.skip(f"{image} has not been built here: `{build}`")
     stamp = _FOLDER / f"{image.replace('/', '-').replace(':', '-')}.sources"
     built_from = stamp.read_text().strip() if stamp.exists() else ""
     script = ["bash", "scripts/setup_images.sh", "--sources"]
@@ -62,7 +62,7 @@ def need(image: str) -> str:
         built_from
         != subprocess.run(script, cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
     ):
-        pytest.skip(f"{image} was built from other sources: `make images`")
+        pytest.skip(f"{image} was built from other sources: `{build}`")
     return image
 
 

@@ -95,6 +95,13 @@ def test_an_image_runs_as_an_ordinary_user_and_takes_its_base_as_an_argument(doc
     assert not any(line.startswith("ENV") and re.search("TOKEN|PASSWORD|SECRET", line) for line in lines)
 
 
+@pytest.mark.parametrize("dockerfile", DOCKERFILES, ids=NAMES)
+def test_every_image_has_arpo_as_a_layer_of_its_own(dockerfile: Path) -> None:
+    from_builder = [line for line in instructions(dockerfile) if line.startswith("COPY --from=builder")]
+    assert from_builder
+    assert set(from_builder) == {"COPY --from=builder /out /"}  # nothing else there has arpo in it
+
+
 @pytest.mark.parametrize("name", EXTRAS)
 def test_the_lock_has_every_requirement_at_the_version_that_was_tested(name: str) -> None:
     lock, tested = pins(ROOT / "images" / name / "requirements.lock"), pins(ROOT / "constraints.txt")

@@ -27,12 +27,17 @@ VLLM = (
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize(
-    ("image", "engine"),
-    [("localhost/arpo-trainer:cpu", ()), ("localhost/arpo-trainer:cpu-vllm", VLLM)],
+    ("target", "image", "engine"),
+    [
+        ("trainer", "localhost/arpo-trainer:cpu", ()),
+        ("trainer-vllm", "localhost/arpo-trainer:cpu-vllm", VLLM),
+    ],
     ids=["hf", "vllm"],
 )
-def test_a_step_is_trained_in_the_container(image: str, engine: tuple[str, ...], tmp_path: Path) -> None:
-    image, server = need(image), need(SERVER)
+def test_a_step_is_trained_in_the_container(
+    target: str, image: str, engine: tuple[str, ...], tmp_path: Path
+) -> None:
+    image, server = need(image, f"make images ARGS={target}"), need(SERVER)
     tokens, runs = tmp_path / "tokens", tmp_path / "runs"
     for folder in (tokens, runs):
         folder.mkdir()
