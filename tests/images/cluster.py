@@ -28,11 +28,15 @@ def options(documents: list[dict[str, Any]], pod: dict[str, Any], folder: Path) 
     volumes = {volume["name"]: volume for volume in spec["volumes"]}
     for mount in container["volumeMounts"]:
         volume, there = volumes[mount["name"]], mount["mountPath"]
-        if "emptyDir" in volume:
-            yield f"--mount=type=tmpfs,dst={there},chown=true"
-            continue
         here = folder / mount["name"]
         here.mkdir(parents=True, exist_ok=True)
+        if "emptyDir" in volume:
+            if "sizeLimit" in volume["emptyDir"] and "medium" not in volume["emptyDir"]:
+                os.chown(here, _USER, _USER)
+                yield f"--volume={here}:{there}"  # what is large is on the node's disk
+            else:
+                yield f"--mount=type=tmpfs,dst={there},chown=true"
+            continue
         for name, text in volume_files(documents, volume):
             (here / name).write_text(text)
             (here / name).chmod(0o440)
