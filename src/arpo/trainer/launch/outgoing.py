@@ -50,11 +50,13 @@ class Outgoing:
         """
         if serial in self._kept:
             return
-        held = self._held[serial].items() if self._lead else ()
-        self._held = {serial: {n: t.detach().to("cpu", self._dtype, copy=True) for n, t in held}}
+        self._held = {serial: self._copied(serial) if self._lead else {}}
         self._kept = {serial}
         if self._colocated and torch.cuda.is_available():
             torch.cuda.empty_cache()  # the room that the weights had is the engine's
+
+    def _copied(self, serial: int) -> dict[str, torch.Tensor]:
+        return {n: t.detach().to("cpu", self._dtype, copy=True) for n, t in self._held[serial].items()}
 
     def drop(self, serial: int) -> None:
         """Forget a publication that has failed."""
@@ -69,11 +71,11 @@ class Outgoing:
         is of no use any more: its process or one below it is gone, or does not answer in time. MisfitError when the
         weights do not fit, EngineError when only the transfer has failed.
         """
-        weights = self._held[serial]
         ask = _Asking(actor, self._timeout_s)
-        ask("pause", shapes_of(weights))
+        ask("pause", shapes_of(self._held[serial]))
         try:
-            self._sender(number, actor, ask).send(weights)
+            # no name for the weights here: they are to be gone before `resume`
+            self._sender(number, actor, ask).send(self._held[serial])
         except Exception as error:
             self._senders.pop(number, None)  # it has left its group by itself
             raise _judged(error) from error
