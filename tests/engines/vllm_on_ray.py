@@ -180,7 +180,7 @@ def test_where_the_transfer_cannot_be_made_weights_come_through_the_store(
     class Foreign(ray_ranks.RankActor):
         def join(self, *arguments: Any) -> None:
             super().join(*arguments)
-            self._lead._method = "nccl"
+            self._sending._method = "nccl"
 
     cloudpickle.register_pickle_by_value(sys.modules[__name__])
     monkeypatch.setattr(ray_ranks, "RankActor", Foreign)
