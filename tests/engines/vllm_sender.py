@@ -101,7 +101,7 @@ def test_a_sender_by_ipc_waits_for_no_other_rank_and_has_room_for_every_paramete
     monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
     monkeypatch.setattr(torch.cuda, "ipc_collect", lambda: None)
     monkeypatch.setattr(ipc_engine, "packed_ipc_producer", chunks)
-    monkeypatch.setattr(ipc, "BUFFER", 64)
+    monkeypatch.setattr(ipc, "WEIGHTS_AT_ONCE_BYTES", 64)
     monkeypatch.setattr(ipc, "OwnGpuSender", OnNoGpu)
 
     calls = []

@@ -12,14 +12,12 @@ from dataclasses import dataclass
 
 from arpo.agent.coordinates import FACTOR, image_tokens
 from arpo.config.model import Config
-from arpo.policy.limits import FEATURES_KEPT_BYTES, PATCHES_AT_ONCE
+from arpo.policy.limits import FEATURES_KEPT_BYTES, PATCHES_AT_ONCE, WEIGHTS_AT_ONCE_BYTES
 from arpo.trainer import activations
 from arpo.trainer.checks import row_tokens
 from arpo.trainer.shapes import ModelShape
 
 GIB = 2**30
-_BUFFER = GIB
-"""Weights that are on their way to a colocated engine at a time, if no parameter is larger."""
 
 
 @dataclass(frozen=True)
@@ -318,7 +316,7 @@ class _Rank:
         gathers = self.ranks > 1 and self.leader
         whole = (self.master * self.trained + self.e * self.frozen) if gathers else 0
         folded = self.e * self.text.layers * self.text.layer_parameters if self.lora else 0
-        buffer = max(_BUFFER, self.e * self.text.embedding_parameters) if self.awake else 0
+        buffer = max(WEIGHTS_AT_ONCE_BYTES, self.e * self.text.embedding_parameters) if self.awake else 0
         return whole + folded + buffer
 
     # sampling

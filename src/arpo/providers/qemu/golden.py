@@ -21,6 +21,7 @@ from arpo.providers.base import ProviderError
 from arpo.providers.qemu import command_line
 from arpo.providers.qemu.command_line import Files, Hardware
 from arpo.providers.qemu.machine import Machine
+from arpo.providers.qemu.preflight import qemu_img
 
 _MEMORY_STAYS_IN_ITS_FILE = [{"capability": "x-ignore-shared", "state": True}]
 _CHUNK = 1 << 20
@@ -109,16 +110,11 @@ async def _received(state: socket.socket) -> bytes:
 async def _disk(image: Path, folder: Path) -> int:
     """A descriptor of a new layer over the image."""
     path = folder / f"{secrets.token_hex(4)}.qcow2"
-    process = await asyncio.create_subprocess_exec(
-        "qemu-img", "create", "-q", "-f", "qcow2", "-F", "qcow2", "-b", str(image), str(path),
-        stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.PIPE,
-    )  # fmt: skip
+    layer = ("create", "-q", "-f", "qcow2", "-F", "qcow2", "-b", str(image), str(path))
     try:
-        _, said = await process.communicate()
-        if process.returncode != 0:
-            raise ProviderError(
-                f"no layer over {image} can be made: {said.decode('utf-8', 'replace').strip()}"
-            )
+        code, said = await qemu_img(*layer)
+        if code != 0:
+            raise ProviderError(f"no layer over {image} can be made: {said}")
         return os.open(path, os.O_RDWR)
     finally:
         path.unlink(missing_ok=True)

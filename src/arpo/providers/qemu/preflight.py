@@ -132,7 +132,7 @@ def given_image(image: Path | None) -> Path:
 
 async def check_image(image: Path) -> None:
     """Raise `ConfigError` unless it is a sound qcow2 image."""
-    code, said = await _qemu_img("info", "--output=json", "-U", str(image))
+    code, said = await qemu_img("info", "--output=json", "-U", str(image))
     if code != 0:
         raise ConfigError(f"qemu provider: {said}; fix: let this user read the image, or unpack it again")
     kind = json.loads(said)["format"]
@@ -141,7 +141,7 @@ async def check_image(image: Path) -> None:
             f"qemu provider: {image} is a {kind} image, not qcow2; fix: unpack it, or qemu-img convert -O qcow2 {image} "
             f"{image.with_suffix('.qcow2')}"
         )
-    code, said = await _qemu_img("check", "-q", "-U", "-f", "qcow2", str(image))
+    code, said = await qemu_img("check", "-q", "-U", "-f", "qcow2", str(image))
     if code not in (0, 3):  # 3: sound, but clusters are lost to it
         raise ConfigError(f"qemu provider: {image} is damaged ({said}); fix: unpack it again")
 
@@ -167,7 +167,8 @@ def check_still_space(folder: Path) -> None:
         )
 
 
-async def _qemu_img(*arguments: str) -> tuple[int, str]:
+async def qemu_img(*arguments: str) -> tuple[int, str]:
+    """Its exit code, and what it said. It does not outlive the caller's patience."""
     process = await asyncio.create_subprocess_exec(
         "qemu-img", *arguments,
         stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,

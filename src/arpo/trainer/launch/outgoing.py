@@ -37,7 +37,7 @@ class Outgoing:
         self._dtype = DTYPES[config.model.dtype]
         self._timeout_s = vllm.push_timeout_s
         self._held: dict[int, Mapping[str, torch.Tensor]] = {}
-        self._kept: set[int] = set()
+        self._kept: int | None = None
         self._senders: dict[int, tuple[Any, WeightSender]] = {}
 
     def hold(self, serial: int, weights: Mapping[str, torch.Tensor]) -> None:
@@ -48,10 +48,10 @@ class Outgoing:
         """End a publication, if it has not ended: rank 0 copies it to the host's memory, for engines that come late. Those
         before it are dropped.
         """
-        if serial in self._kept:
+        if serial == self._kept:
             return
         self._held = {serial: self._copied(serial) if self._lead else {}}
-        self._kept = {serial}
+        self._kept = serial
         if self._colocated and torch.cuda.is_available():
             torch.cuda.empty_cache()  # the room that the weights had is the engine's
 
@@ -61,7 +61,6 @@ class Outgoing:
     def drop(self, serial: int) -> None:
         """Forget a publication that has failed."""
         self._held.pop(serial, None)
-        self._kept.discard(serial)
 
     def send(self, number: int, actor: Any, serial: int, version: int) -> None:
         """Send a publication to an engine's workers, which sample as that version afterwards. Of a colocated engine's rank

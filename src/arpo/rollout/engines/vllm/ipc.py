@@ -13,8 +13,7 @@ from typing import Any
 import torch
 from vllm.distributed.weight_transfer.ipc_engine import IPCTrainerInitInfo, IPCTrainerWeightTransferEngine
 
-BUFFER = 2**30
-"""Bytes that travel at a time, if no parameter has more."""
+from arpo.policy.limits import WEIGHTS_AT_ONCE_BYTES
 
 
 class OwnGpuSender(IPCTrainerWeightTransferEngine):  # type: ignore[misc]
@@ -23,7 +22,7 @@ class OwnGpuSender(IPCTrainerWeightTransferEngine):  # type: ignore[misc]
     def send_weights(self) -> None:
         """Send what the source has, through a buffer that any of it fits into."""
         sizes = [meta.dtype.itemsize * math.prod(meta.shape) for meta in self.source.metadata()]
-        self.packed_buffer_size_bytes = max(*sizes, min(BUFFER, sum(sizes)))
+        self.packed_buffer_size_bytes = max(*sizes, min(WEIGHTS_AT_ONCE_BYTES, sum(sizes)))
         super().send_weights()
 
     def _all_gather_and_merge_handles(self, handles: list[Any]) -> list[Any]:
